@@ -1,0 +1,96 @@
+"""A method is a module: a docstring, a frozen `Config`, one coroutine per role, `ROLES` and `ENDS`.
+
+`method: ampere` imports `methods.ampere`; `method: ./mine.py` a file of the user's own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.errors import ConfigError, suggestion
+
+RoleFunction = Callable[..., Coroutine[Any, Any, None]]
+
+
+class MethodConfig(BaseModel):
+    """Base of every method's settings: frozen, typed, an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A loaded method.
+
+    Attributes:
+        name: as the experiment names it.
+        summary: the first line of its docstring.
+        config: the class of its settings.
+        roles: coroutine functions `role(node, task, config)` by role name.
+        ends: the run is over when this role returns.
+        synchronous: its weights do not depend on the speed of nodes and links.
+    """
+
+    name: str
+    summary: str
+    config: type[MethodConfig]
+    roles: Mapping[str, RoleFunction]
+    ends: str
+    synchronous: bool
+
+
+def names() -> list[str]:
+    """Return the names of the shipped methods, sorted."""
+    package = importlib.import_module("methods")
+    return sorted(
+        found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_")
+    )
+
+
+def load(name: str) -> Method:
+    """Import a method by name, or from a file of the user's own (a name that ends in .py).
+
+    Raises:
+        ConfigError: no such method, or the module lacks Config, ROLES or ENDS.
+    """
+    module = _from_file(name) if name.endswith(".py") else _shipped(name)
+    for attribute in ("Config", "ROLES", "ENDS"):
+        if not hasattr(module, attribute):
+            raise ConfigError(f"method {name!r} defines no {attribute}; a method is a module with Config, ROLES, ENDS")
+    roles, ends = module.ROLES, module.ENDS
+    if ends not in roles:
+        raise ConfigError(f"method {name!r}: ENDS = {ends!r} names none of its roles: {', '.join(roles)}")
+    if not (isinstance(module.Config, type) and issubclass(module.Config, MethodConfig)):
+        raise ConfigError(f"method {name!r}: Config must be a subclass of harness.method.MethodConfig")
+    lines = (module.__doc__ or "").strip().splitlines()
+    return Method(name, lines[0] if lines else "", module.Config, roles, ends, getattr(module, "SYNCHRONOUS", True))
+
+
+def _shipped(name: str) -> ModuleType:
+    if name not in names():
+        raise ConfigError(f"{name!r} is no method{suggestion(name, names())}")
+    return importlib.import_module(f"methods.{name}")
+
+
+def _from_file(name: str) -> ModuleType:
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigError(f"method {name!r}: no such file (looked for {path.resolve()})")
+    spec = importlib.util.spec_from_file_location(f"users_method_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ConfigError(f"method {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,116 @@
+"""Mini-batches: indices in an order that depends on seed, client and epoch alone, loaded inside compute.
+
+The order does not depend on the method or the testbed, so methods with the same budget see the same data in the
+same order (paired seeds).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from harness.task.source import Source
+
+
+class Batch:
+    """Some samples of one client; `load` is called inside compute, so that loading has its price.
+
+    Attributes:
+        size: number of samples.  signature: all that its cost depends on.
+    """
+
+    __slots__ = ("_index", "_source", "signature", "size")
+
+    def __init__(self, source: Source, index: Tensor, name: str) -> None:
+        self._source = source
+        self._index = index
+        self.size = int(index.shape[0])
+        self.signature = f"batch({name}, {self.size})"
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Return inputs [B, *input_shape] and labels int64 [B]."""
+        return self._source.fetch(self._index)
+
+
+class Shard:
+    """The samples of one client, as mini-batches.
+
+    Args:
+        index: its samples' indices in the training split, int64 [n].
+        client: its number, which with `seed` decides the order.
+        timing: batches are shapes: their indices are never looked at.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        index: npt.NDArray[np.int64],
+        client: int,
+        seed: int,
+        batch_size: int,
+        drop_last: bool,
+        name: str,
+        timing: bool,
+    ) -> None:
+        self.client = client
+        self.samples = len(index)
+        self._source = source
+        self._index = index
+        self._seed = seed
+        self._name = name
+        self._timing = timing
+        sizes = [batch_size] * (self.samples // batch_size)
+        if self.samples % batch_size and (not drop_last or not sizes):
+            sizes.append(self.samples % batch_size)
+        self._sizes = sizes
+        self._shapes: dict[int, Batch] = {}
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of mini-batches in one pass."""
+        return len(self._sizes)
+
+    def epoch(self, number: int, shuffle: bool = True) -> Iterator[Batch]:
+        """Yield the mini-batches of pass `number` (from 0)."""
+        if self._timing:
+            for size in self._sizes:
+                yield self._shape(size)
+            return
+        order = self._index
+        if shuffle:
+            seeds = [self._seed, zlib.crc32(b"order"), self.client, number]
+            order = np.random.default_rng(seeds).permutation(self._index)
+        start = 0
+        for size in self._sizes:
+            yield Batch(self._source, torch.from_numpy(order[start : start + size]), self._name)
+            start += size
+
+    def epochs(self, first: int, count: int) -> Iterator[Batch]:
+        """Yield the mini-batches of `count` passes, beginning with pass `first`."""
+        for number in range(first, first + count):
+            yield from self.epoch(number)
+
+    def steps(self, first: int, count: int) -> Iterator[Batch]:
+        """Yield `count` mini-batches, beginning with the `first`-th (from 0) of an endless series of passes."""
+        number, skip = divmod(first, len(self._sizes))
+        while count > 0:
+            for position, batch in enumerate(self.epoch(number)):
+                if position < skip:
+                    continue
+                if count == 0:
+                    return
+                yield batch
+                count -= 1
+            number, skip = number + 1, 0
+
+    def _shape(self, size: int) -> Batch:
+        batch = self._shapes.get(size)
+        if batch is None:
+            index = torch.empty(size, dtype=torch.int64, device="meta")
+            batch = self._shapes[size] = Batch(self._source, index, self._name)
+        return batch

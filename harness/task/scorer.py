@@ -1,0 +1,93 @@
+"""The quality of a model made of blocks, from copies of their weights; used off the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.task.aggregate import State
+from harness.task.data.dataset import Dataset
+from harness.task.source import Source
+from harness.task.state import FlatState
+
+_BATCH = 512
+
+
+class Scorer:
+    """Scores a chain of modules on the test split.
+
+    Args:
+        modules: one per state given to `score`, in order: inputs go through all of them.
+        batch_statistics: use each batch's own statistics in batch normalisation (running ones are not known).
+    """
+
+    def __init__(
+        self, modules: list[dict[str, nn.Module]], dataset: Dataset, samples: int | None, batch_statistics: bool
+    ) -> None:
+        self._parts = modules
+        self._states = [{name: FlatState(module) for name, module in parts.items()} for parts in modules]
+        self._dataset = dataset
+        self._samples = min(samples or len(dataset.test.labels), len(dataset.test.labels))
+        self._batch_statistics = batch_statistics
+
+    def score(self, *states: State) -> dict[str, float]:
+        """Return {"accuracy": share of correct test samples, "loss": mean cross-entropy (nats)}.
+
+        Args:
+            states: one per module chain element; parts that the scorer does not have are ignored.
+        """
+        for own, given in zip(self._states, states, strict=True):
+            for name, state in own.items():
+                state.load(given[name])
+        correct, loss = torch.zeros((), dtype=torch.int64), torch.zeros(())
+        modules = [module for parts in self._parts for module in parts.values()]
+        for module in modules:
+            module.eval()
+            if self._batch_statistics:
+                for layer in module.modules():
+                    layer.train(isinstance(layer, nn.modules.batchnorm._BatchNorm))
+        with torch.no_grad():
+            for inputs, labels in self._batches():
+                hidden = inputs
+                for module in modules:
+                    hidden = module(hidden)
+                loss += F.cross_entropy(hidden, labels, reduction="sum")
+                correct += (hidden.argmax(dim=1) == labels).sum()
+        return {"accuracy": int(correct) / self._samples, "loss": float(loss) / self._samples}
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        test = self._dataset.test
+        for start in range(0, self._samples, _BATCH):
+            end = min(start + _BATCH, self._samples)
+            yield self._dataset.prepare(test.inputs[start:end]), test.labels[start:end]
+
+
+class Validator:
+    """The accuracy of a piece of the model on some training samples kept apart; for decisions, inside compute."""
+
+    def __init__(self, modules: dict[str, nn.Module], source: Source, index: Tensor, name: str) -> None:
+        self._modules = modules
+        self._states = {part: FlatState(module) for part, module in modules.items()}
+        self._source = source
+        self._index = index
+        self.signature = f"validator({name}, {len(index)})"
+        for module in modules.values():
+            module.eval()
+
+    def accuracy(self, weights: State) -> float:
+        """Return the share of correct samples; `weights` as from `Trainer.weights`."""
+        for part, state in self._states.items():
+            state.load(weights[part])
+        correct = None
+        with torch.no_grad():
+            for start in range(0, len(self._index), _BATCH):
+                hidden, labels = self._source.fetch(self._index[start : start + _BATCH])
+                for module in self._modules.values():
+                    hidden = module(hidden)
+                right = (hidden.argmax(dim=1) == labels).sum()
+                correct = right if correct is None else correct + right
+        assert correct is not None
+        return float(correct) / len(self._index)

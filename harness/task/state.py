@@ -1,0 +1,79 @@
+"""A module's parameters and running statistics in one flat buffer.
+
+`FlatState` re-points every parameter and floating buffer of a module into one contiguous tensor: parameters
+first, then floating buffers. Copying, averaging and sending a model is then one operation on one tensor, and an
+optimiser steps one tensor instead of hundreds; element by element the arithmetic is the same.
+
+Integer buffers (batch normalisation's num_batches_tracked) stay where they are: nothing reads them unless a
+norm has momentum=None, so they are neither sent nor averaged, and the bytes of a model are
+4 x (parameters + floating buffers), as fl_baselines section 0.5 counts them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatState:
+    """The flat view of a module.
+
+    Attributes:
+        flat: float32 [parameters + floating buffers]; writing to it changes the module.
+        parameters: a leaf tensor [parameters] that shares memory with `flat`; what the optimiser steps.
+        num_parameters, num_buffers: how many of each.
+
+    Raises:
+        ValueError: parameters are not all float32.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        named = list(module.named_parameters())
+        buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
+        wrong = [name for name, tensor in (*named, *buffers) if tensor.dtype != torch.float32]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is not float32; Ammeter trains in float32")
+        self.num_parameters = sum(p.numel() for _, p in named)
+        self.num_buffers = sum(b.numel() for _, b in buffers)
+        device = named[0][1].device if named else (buffers[0][1].device if buffers else torch.device("cpu"))
+        self.flat = torch.empty(self.num_parameters + self.num_buffers, device=device)
+        self.gradient = torch.zeros(self.num_parameters, device=device)
+        offset = 0
+        with torch.no_grad():
+            for name, tensor in (*named, *buffers):
+                size = tensor.numel()
+                view = self.flat[offset : offset + size].view(tensor.shape)
+                view.copy_(tensor)
+                owner_name, _, leaf = name.rpartition(".")
+                owner = module.get_submodule(owner_name)
+                if isinstance(tensor, nn.Parameter):
+                    parameter = nn.Parameter(view, requires_grad=tensor.requires_grad)
+                    parameter.grad = self.gradient[offset : offset + size].view(tensor.shape)
+                    owner._parameters[leaf] = parameter
+                else:
+                    owner._buffers[leaf] = view
+                offset += size
+        self.parameters = nn.Parameter(self.flat[: self.num_parameters])
+        self.parameters.grad = self.gradient
+
+    def copy(self, buffers: bool = True) -> Tensor:
+        """Return a copy, float32 [parameters + floating buffers] (or without the buffers)."""
+        return (self.flat if buffers else self.flat[: self.num_parameters]).clone()
+
+    def load(self, values: Tensor) -> None:
+        """Overwrite with what `copy` returned, with or without buffers.
+
+        Raises:
+            ValueError: another length.
+        """
+        if values.shape[0] not in (self.flat.shape[0], self.num_parameters):
+            raise ValueError(
+                f"a state of {values.shape[0]} numbers does not fit a block of {self.num_parameters} parameters and "
+                f"{self.num_buffers} buffers"
+            )
+        with torch.no_grad():
+            self.flat[: values.shape[0]].copy_(values)
+
+    def zero_gradient(self) -> None:
+        """Forget accumulated gradients."""
+        self.gradient.zero_()

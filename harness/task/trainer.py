@@ -1,0 +1,167 @@
+"""A trainer: one block of a model with its optimiser. All that touches weights is a method of it, for `compute`.
+
+The autograd graph is a value: `forward` hands it out, `backward` takes it back, so that several can be open at
+once (pipelining) and a price found in one call does not depend on hidden state of another (rule 4).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.task.aggregate import State
+from harness.task.batch import Batch
+from harness.task.config import OptimizerConfig
+from harness.task.state import FlatState
+
+Upload = tuple[Tensor, Tensor]
+"""What crosses the cut upward: activation float32 [B, *cut_shape] and labels int64 [B]."""
+
+
+class Trainer:
+    """A block of a model, with or without a head (auxiliary network) of its own that gives it a local loss.
+
+    Args:
+        block: the layers; its parameters are re-pointed into one flat buffer.
+        head: layers behind the block that give class scores [B, classes], trained together with it.
+        optimizer: its state is allocated here, so that the first step costs what the others cost.
+        batch_norm: "local" keeps running statistics out of `weights`.
+        name: what the block is, e.g. "vgg-5[0:1]"; part of the signature.
+
+    Attributes:
+        signature: architecture, cut, optimiser, mode and dtype: all that the cost of its methods depends on.
+        resident_bytes: weights, gradients and optimiser state.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        head: nn.Module | None,
+        optimizer: OptimizerConfig,
+        batch_norm: Literal["average", "local"],
+        name: str,
+    ) -> None:
+        self._block = block
+        self._head = head
+        self._state = {"block": FlatState(block)}
+        if head is not None:
+            self._state["head"] = FlatState(head)
+        self._buffers = batch_norm == "average"
+        self._states = [state for state in self._state.values() if state.num_parameters]
+        self._optimizer = _optimizer([state.parameters for state in self._states], optimizer)
+        self.reset_optimizer()
+        self.signature = f"{name} {optimizer.name} momentum={optimizer.momentum > 0} float32 {batch_norm}"
+        slots = 1 if optimizer.name == "sgd" and optimizer.momentum else 0
+        slots = slots if optimizer.name == "sgd" else 2
+        self.resident_bytes = 4 * sum(
+            state.flat.shape[0] + (1 + slots) * state.num_parameters for state in self._state.values()
+        )
+
+    # ---- weights --------------------------------------------------------------------------------------------
+
+    def weights(self, part: str | None = None) -> State:
+        """Return a copy of the weights, {"block": float32 [n], "head": float32 [m]}, or of one part only."""
+        return {
+            name: state.copy(self._buffers) for name, state in self._state.items() if part is None or name == part
+        }
+
+    def load(self, weights: State) -> None:
+        """Overwrite the weights of the parts given."""
+        for name, values in weights.items():
+            self._state[name].load(values)
+
+    def begin_round(self, weights: State, reset_optimizer: bool) -> None:
+        """Load weights and, if asked, forget the optimiser's state."""
+        self.load(weights)
+        if reset_optimizer:
+            self.reset_optimizer()
+
+    def reset_optimizer(self) -> None:
+        """Zero momentum and moments (allocated, not created: see the class)."""
+        for group in self._optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self._optimizer.state[parameter]
+                if isinstance(self._optimizer, torch.optim.SGD):
+                    if group["momentum"]:
+                        _zero(state, "momentum_buffer", parameter)
+                else:
+                    _zero(state, "exp_avg", parameter)
+                    _zero(state, "exp_avg_sq", parameter)
+                    state["step"] = torch.zeros((), device="cpu")
+
+    # ---- steps ----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> tuple[Upload, Tensor]:
+        """Return what crosses the cut, and the activation with its graph for `backward`."""
+        inputs, labels = batch.load()
+        saved: Tensor = self._block(inputs)
+        return (saved.detach().clone(), labels), saved
+
+    def accumulate(self, saved: Tensor, gradient: Tensor) -> None:
+        """Backpropagate `gradient` (like `saved`) through the graph of one `forward`."""
+        saved.backward(gradient, retain_graph=saved.is_meta)
+
+    def apply(self) -> None:
+        """Step the optimiser with what has accumulated."""
+        self._optimizer.step()
+        for state in self._states:
+            state.zero_gradient()
+
+    def backward(self, saved: Tensor, gradient: Tensor) -> None:
+        """Backpropagate and step."""
+        self.accumulate(saved, gradient)
+        self.apply()
+
+    def step(self, batch: Batch) -> Tensor:
+        """One local step on the block's own loss (through the head, if it has one); mean cross-entropy before it."""
+        inputs, labels = batch.load()
+        return self.fit(inputs, labels)
+
+    def fit(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """One step on inputs [B, ...] (activations, for a server block) and labels [B]; mean loss before it."""
+        loss = F.cross_entropy(self._scores(inputs), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.apply()
+        return loss.detach()
+
+    def serve(self, activation: Tensor, labels: Tensor) -> Tensor:
+        """One step on an activation [B, *cut_shape]; returns the gradient of the mean loss with respect to it."""
+        leaf = activation.detach().requires_grad_(True)
+        loss = F.cross_entropy(self._scores(leaf), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.apply()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def infer(self, batch: Batch) -> Upload:
+        """Return activation and labels in evaluation mode, without a graph."""
+        inputs, labels = batch.load()
+        self._block.eval()
+        with torch.no_grad():
+            activation: Tensor = self._block(inputs)
+        self._block.train()
+        return activation, labels
+
+    def _scores(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self._block(inputs)
+        return hidden if self._head is None else self._head(hidden)
+
+
+def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    parameters = parameters or [nn.Parameter(torch.empty(0))]
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def _zero(state: dict[str, Tensor], name: str, like: Tensor) -> None:
+    if name in state:
+        state[name].zero_()
+    else:
+        state[name] = torch.zeros_like(like, requires_grad=False)

@@ -1,0 +1,1 @@
+"""What the papers propose: one file per method; files that begin with _ hold what several methods share."""

@@ -1,0 +1,537 @@
+"""The virtual driver: the primitives below a Node, on the virtual clock (see harness.driver)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map_only
+
+from harness import record
+from harness.errors import DeadlockError, PeerLost, TestbedError
+from harness.message import LANES, Message, check_frozen, freeze
+from harness.node import Node, run_role
+from harness.record import Recorder
+from harness.topology import Topology
+from profiles.device import DeviceProfile
+from testbeds.virtual.channel import BACKLOG_BYTES, Channel
+from testbeds.virtual.fair import Link
+from testbeds.virtual.kernel import Activity, Future, Kernel, Timer
+from testbeds.virtual.network import Network
+from testbeds.virtual.pricing import Prices
+from testbeds.virtual.processor import Processor
+from testbeds.virtual.wire import Framing, wire_bytes
+
+Role = Callable[[Node], Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node runs on: a profile, and its links (bytes per second; inf = never a bottleneck).
+
+    `latency_s` is one way; the latency of a path is the sum of its two ends'. Edges have a second pair of
+    links towards their devices (`lan_*`), the first pair leads to the server.
+    """
+
+    profile: DeviceProfile
+    up: Link
+    down: Link
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    lan_up: Link | None = None
+    lan_down: Link | None = None
+    lan_latency_s: float = 0.0
+
+
+@dataclass
+class Options:
+    """How a virtual run behaves; see testbeds.virtual.Config for the user's view of the same."""
+
+    timing: bool = True
+    seed: int = 0
+    framing: Framing = "tls"
+    compute_jitter: float = 0.0
+    backlog_bytes: int = BACKLOG_BYTES
+    check_payloads: bool = True
+
+
+@dataclass
+class Outcome:
+    """What the driver knows when a run is over.
+
+    `sent` = consumed + unread + undelivered + in_flight, or the records are broken.
+    """
+
+    end_s: float = 0.0
+    sent: int = 0
+    consumed: int = 0
+    unread: int = 0
+    undelivered: int = 0
+    in_flight: int = 0
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    prices: int = 0
+
+
+class _Host:
+    """A node and what the driver keeps for it."""
+
+    __slots__ = (
+        "channels",
+        "done",
+        "flushing",
+        "id",
+        "lanes",
+        "machine",
+        "name",
+        "node",
+        "outstanding",
+        "processor",
+        "role",
+        "task",
+    )
+
+    def __init__(self, name: str, number: int, node: Node, role: Role, machine: Machine, processor: Processor) -> None:
+        self.name = name
+        self.id = number
+        self.node = node
+        self.role = role
+        self.machine = machine
+        self.processor = processor
+        self.channels: dict[tuple[str, str], Channel] = {}
+        self.lanes = 0
+        self.outstanding = 0
+        self.flushing: list[Future] = []
+        self.done = False
+        self.task: Activity | None = None
+
+
+class VirtualDriver:
+    """Runs the roles of all nodes on one virtual clock.
+
+    Args:
+        topology: who takes part.
+        machines: what each node runs on.
+        recorder: where the rows go.
+    """
+
+    def __init__(
+        self, topology: Topology, machines: Mapping[str, Machine], recorder: Recorder, options: Options
+    ) -> None:
+        self.timing = options.timing
+        self.kernel = Kernel()
+        self.recorder = recorder
+        self.options = options
+        self.topology = topology
+        self.prices = Prices(options.timing)
+        self.failure: BaseException | None = None
+        self.progress: Callable[[float], None] | None = None
+        self._machines = machines
+        self._network = Network(self.kernel)
+        self._hosts: dict[str, _Host] = {}
+        self._lost: set[str] = set()
+        self._sent = 0
+        self._undelivered = 0
+        self._consumed = 0
+        self._barriers = 0
+        self._wire: dict[int, int] = {}
+        self._tags: dict[str, int] = {}
+        self._transfer_row = (recorder.transfer.append, recorder.transfer.pack)
+        self._wait_row = (recorder.wait.append, recorder.wait.pack)
+        self._in_delay: set[Message] = set()
+        self.kernel.waited = self._waited
+        self.kernel.abandoned = self._abandoned
+        self.kernel.failed = self._failed
+        self.kernel.every(self._housekeeping)
+
+    # ---- primitives -----------------------------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self.kernel.now
+
+    def lane(self) -> int:
+        current = self.kernel.current
+        return 0 if current is None else current.lane
+
+    def future(self, kind: int, tag: str) -> Future:
+        return Future(self.kernel, kind, tag)
+
+    def later(self, delay_s: float, call: Callable[[], None]) -> Timer:
+        return self.kernel.later(delay_s, call)
+
+    def lost(self) -> set[str]:
+        return self._lost
+
+    def start(self, node: Node, coroutine: Coroutine[Any, Any, Any], daemon: bool) -> Activity:
+        host = self._hosts[node.name]
+        activity = self.kernel.start(coroutine, host, host.lanes, daemon, record.JOIN)
+        host.lanes += 1
+        self._mark(host, activity.lane, record.LANE, getattr(coroutine, "__name__", "activity"), activity.lane)
+        return activity
+
+    def execute(
+        self, node: Node, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
+    ) -> Future:
+        return self._hosts[node.name].processor.execute(node, fn, args, stand_in)
+
+    def transmit(self, node: Node, message: Message) -> Future:
+        src = self._hosts[node.name]
+        handle = Future(self.kernel, record.SEND, message.tag)
+        message.handle = handle
+        message.serial = self._sent
+        message.posted_s = self.kernel.now
+        size = message.payload_bytes
+        wire = self._wire.get(size)
+        if wire is None:
+            wire = self._wire[size] = wire_bytes(size, self.options.framing)
+        message.wire_bytes = wire
+        if not self.timing and self.options.check_payloads:
+            freeze(message)
+        channel = src.channels.get((message.dst, message.lane))
+        if channel is None:
+            channel = self._open(src, message.dst, message.lane)
+        self._sent += 1
+        src.outstanding += 1
+        dst = self._hosts[message.dst]
+        if dst.done or message.dst in self._lost:
+            self._refuse(message)
+        else:
+            channel.post(message)
+        return handle
+
+    def flush(self, node: Node) -> Future:
+        host = self._hosts[node.name]
+        future = Future(self.kernel, record.SEND, "flush")
+        if host.outstanding == 0:
+            future.set_result(None)
+        else:
+            host.flushing.append(future)
+        return future
+
+    def evaluate(self, node: Node, label: str, scorer: Any, states: tuple[Any, ...], round_index: int) -> None:
+        if self.timing:
+            return
+        copies = tree_map_only(torch.Tensor, torch.clone, states)
+        outer = torch.get_rng_state()
+        figures = scorer.score(*copies)
+        torch.set_rng_state(outer)
+        metric, ids = self.recorder.metric, self.recorder.id
+        for name, value in figures.items():
+            metric.append(metric.pack(ids(node.name), ids(f"{label}/{name}"), round_index, self.kernel.now, value))
+
+    def mark(self, node: Node, kind: int, name: str, number: int) -> None:
+        self._mark(self._hosts[node.name], self.lane(), kind, name, number)
+
+    def barrier(self, node: Node, messages: list[Message], round_index: int) -> None:
+        if not messages:
+            return
+        barrier, ids = self.recorder.barrier, self.recorder.id
+        last_s = max(message.arrived_s for message in messages)
+        me = ids(node.name)
+        for message in messages:
+            barrier.append(
+                barrier.pack(
+                    self._barriers, me, ids(message.src), round_index, message.serial, message.arrived_s, last_s
+                )
+            )
+        self._barriers += 1
+
+    def hold(self, node: Node, size_bytes: int) -> None:
+        self._hosts[node.name].processor.resident_bytes += size_bytes
+
+    # ---- messages -------------------------------------------------------------------------------------------
+
+    def _open(self, src: _Host, dst_name: str, lane: str) -> Channel:
+        """Open the channel to a peer: the links of the path, its latency and jitter."""
+        dst = self._hosts[dst_name]
+        a, b = src.machine, dst.machine
+        up, a_latency_s = (a.up, a.latency_s)
+        down, b_latency_s = (b.down, b.latency_s)
+        if src.node.role == "edge" and dst.node.role == "device" and a.lan_up is not None:
+            up, a_latency_s = a.lan_up, a.lan_latency_s
+        if dst.node.role == "edge" and src.node.role == "device" and b.lan_down is not None:
+            down, b_latency_s = b.lan_down, b.lan_latency_s
+        jitter_s = float(np.hypot(a.jitter_s, b.jitter_s))
+        delay = None
+        if jitter_s:
+            noise = np.random.default_rng(
+                [self.options.seed, *(zlib.crc32(text.encode()) for text in (src.name, dst_name, lane))]
+            )
+
+            def delay() -> float:
+                return abs(float(noise.normal(0.0, jitter_s)))
+
+        channel = src.channels[dst_name, lane] = Channel(
+            self.kernel,
+            self._network,
+            tuple(link for link in (up, down) if link.rate != float("inf")),
+            a_latency_s + b_latency_s,
+            delay,
+            self._arrived,
+            LANES.index(lane),
+            src.id,
+            dst.id,
+            self.options.backlog_bytes,
+        )
+        return channel
+
+    def _arrived(self, message: Message) -> None:
+        """The last byte is at the receiver."""
+        src = self._hosts[message.src]
+        dst = self._hosts[message.dst]
+        if dst.done or message.incarnation != src.node.incarnation or message.dst in self._lost:
+            self._refuse(message)
+            return
+        if message.versions is not None:
+            check_frozen(message)
+        message.arrived_s = self.kernel.now
+        self._write(message, record.DELIVERED)
+        handle = message.handle
+        message.handle = None
+        mailbox = dst.node.mailbox
+        before = mailbox.consumed
+        mailbox.deliver(message)
+        if mailbox.consumed == before:
+            dst.processor.mail_bytes += message.payload_bytes
+        handle.set_result(None, message.serial)
+        src.outstanding -= 1
+        if src.flushing and src.outstanding == 0:
+            self._flushed(src)
+
+    def _refuse(self, message: Message) -> None:
+        """A message whose receiver (or sender) is gone: counted, not delivered; nobody hangs on it."""
+        self._undelivered += 1
+        self._write(message, record.UNDELIVERED)
+        src = self._hosts[message.src]
+        handle, message.handle = message.handle, None
+        if message.dst in self._lost:
+            handle.set_exception(PeerLost(f"{message.src} sent {message.tag!r} to {message.dst}, which is gone"))
+        else:
+            handle.set_result(None, message.serial)
+        src.outstanding -= 1
+        if src.flushing and src.outstanding == 0:
+            self._flushed(src)
+
+    def _flushed(self, host: _Host) -> None:
+        waiting, host.flushing = host.flushing, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def _write(self, message: Message, status: int) -> None:
+        append, pack = self._transfer_row
+        tag = self._tags.get(message.tag)
+        if tag is None:
+            tag = self._tags[message.tag] = self.recorder.id(message.tag)
+        channel = self._hosts[message.src].channels[message.dst, message.lane]
+        append(
+            pack(
+                message.serial,
+                channel.src_id,
+                channel.dst_id,
+                tag,
+                channel.connection,
+                status,
+                message.meta.get("round", 0),
+                message.payload_bytes,
+                message.wire_bytes,
+                message.posted_s,
+                message.started_s,
+                message.arrived_s,
+            )
+        )
+
+    # ---- records --------------------------------------------------------------------------------------------
+
+    def _waited(self, activity: Activity, future: Future) -> None:
+        kind = future.kind
+        if kind == record.COMPUTE:
+            return
+        tag = self._tags.get(future.tag)
+        if tag is None:
+            tag = self._tags[future.tag] = self.recorder.id(future.tag)
+        append, pack = self._wait_row
+        append(pack(activity.owner.id, activity.lane, kind, tag, activity.since, self.kernel.now, future.cause))
+
+    def _abandoned(self, activity: Activity, future: Future) -> None:
+        if future.kind == record.COMPUTE:
+            activity.owner.processor.drop(future)
+        elif self.kernel.now > activity.since:
+            future.cause = -1
+            self._waited(activity, future)
+
+    def _mark(self, host: _Host, lane: int, kind: int, name: str, number: int) -> None:
+        mark = self.recorder.mark
+        mark.append(mark.pack(host.id, lane, kind, self.recorder.id(name), number, self.kernel.now))
+
+    def _failed(self, activity: Activity, error: BaseException) -> None:
+        """An error in any activity ends the run, named."""
+        if self.failure is None:
+            error.args = (f"{error.args[0] if error.args else type(error).__name__}", *error.args[1:])
+            self.failure = error
+            if hasattr(error, "add_note"):
+                error.add_note(f"in activity {activity.lane} of {activity.owner.name}")
+        self.kernel.stop()
+
+    def _housekeeping(self) -> None:
+        self.recorder.spill()
+        if self.progress is not None:
+            self.progress(self.kernel.now)
+
+    # ---- the run --------------------------------------------------------------------------------------------
+
+    def add(self, name: str, role: Role, node_seed: int) -> Node:
+        """Put a node into the run."""
+        machine = self._machines[name]
+        processor = Processor(
+            name,
+            self.kernel,
+            self.recorder,
+            self.prices,
+            machine.profile,
+            [self.options.seed, zlib.crc32(name.encode()), 0x7E],
+            self.options.compute_jitter,
+        )
+        node = Node(name, self, self.topology, node_seed, machine.profile)
+        node._execute = processor.execute  # one call less on the hot path
+        host = self._hosts[name] = _Host(name, self.recorder.id(name), node, role, machine, processor)
+        node.mailbox.on_take = lambda message: self._took(host, message)
+        return node
+
+    def _took(self, host: _Host, message: Message) -> None:
+        host.processor.mail_bytes -= message.payload_bytes
+
+    def crash(self, name: str) -> None:
+        """Node `name` dies now: its activities, its messages on the way and its memory are gone."""
+        host = self._hosts[name]
+        if name in self._lost or host.done:
+            return
+        self._mark(host, 0, record.LOST, name, host.node.incarnation)
+        self._lost.add(name)
+        host.processor.halt()
+        host.processor.forget_memory()
+        for activity in [host.task, *(activity for activity, _ in host.node.activities)]:
+            if activity is not None:
+                activity.cancel()
+        for other in self._hosts.values():
+            for (dst, _), channel in other.channels.items():
+                if other is host or dst == name:
+                    for message in channel.cut():
+                        self._refuse(message)
+        error = PeerLost(f"{name} is gone")
+        for other in self._hosts.values():
+            if other is not host:
+                other.node.mailbox.lose(name, error)
+
+    def rejoin(self, name: str) -> None:
+        """Node `name` comes back: its role begins anew, with what it had put in `node.keep`."""
+        host = self._hosts[name]
+        if name not in self._lost:
+            return
+        old = host.node
+        self._consumed += old.mailbox.consumed
+        for message in old.mailbox.unread_messages():  # read by nobody, ever
+            self._undelivered += 1
+            del message
+        self._lost.discard(name)
+        node = Node(name, self, self.topology, old.seed, old.profile)
+        node.keep = old.keep
+        node.incarnation = old.incarnation + 1
+        node._execute = host.processor.execute
+        node.mailbox.on_take = lambda message: self._took(host, message)
+        host.node = node
+        self._mark(host, 0, record.RETURNED, name, node.incarnation)
+        self._begin(host)
+
+    def _begin(self, host: _Host) -> None:
+        self._mark(host, 0, record.ROLE_START, host.node.role, 0)
+        task = self.kernel.start(run_role(host.node, host.role(host.node)), host, host.lanes, False, record.JOIN)
+        host.lanes = max(host.lanes + 1, 1)
+        host.task = task
+        task.add_done_callback(lambda _: self._role_over(host, task))
+
+    def _role_over(self, host: _Host, task: Activity) -> None:
+        if task.error is not None or host.task is not task or host.name in self._lost:
+            return
+        host.done = True
+        self._mark(host, 0, record.ROLE_END, host.node.role, 0)
+        if host.node.role == self._ends:
+            self.kernel.stop()
+
+    def run(self, ends: str) -> Outcome:
+        """Run every role until the one named `ends` returns.
+
+        Raises:
+            DeadlockError: nobody can move and roles are unfinished.
+            Exception: whatever an activity raised.
+        """
+        self._ends = ends
+        for host in self._hosts.values():
+            self._begin(host)
+        self.kernel.run()
+        if self.failure is not None:
+            self._close()
+            raise self.failure
+        if not self.kernel.stopped:
+            error = self._deadlock()
+            self._close()
+            raise error
+        return self._close()
+
+    def _close(self) -> Outcome:
+        """The run is over: cut what still runs, count what is left, write the last rows."""
+        kernel = self.kernel
+        in_flight: list[Message] = []
+        for host in self._hosts.values():
+            host.processor.halt()
+            for channel in host.channels.values():
+                in_flight += channel.pending()
+        for host in self._hosts.values():
+            for activity in [host.task, *(activity for activity, _ in host.node.activities)]:
+                if activity is not None and not activity.finished:
+                    activity.callbacks = None
+                    activity.cancel()
+            self._mark(host, 0, record.PEAK_MEMORY, "peak", host.processor.peak_bytes)
+        delayed = [
+            argument
+            for _, _, call, argument in kernel.heap
+            if isinstance(argument, Message) and argument.handle is not None
+        ]
+        for message in [*in_flight, *delayed]:
+            self._write(message, record.IN_FLIGHT)
+        mailboxes = [host.node.mailbox for host in self._hosts.values()]
+        return Outcome(
+            end_s=kernel.now,
+            sent=self._sent,
+            consumed=self._consumed + sum(mailbox.consumed for mailbox in mailboxes),
+            unread=sum(len(mailbox.unread_messages()) for mailbox in mailboxes),
+            undelivered=self._undelivered,
+            in_flight=len(in_flight) + len(delayed),
+            peak_bytes={host.name: host.processor.peak_bytes for host in self._hosts.values()},
+            prices=len(self.prices.entries),
+        )
+
+    def _deadlock(self) -> DeadlockError:
+        """Say who waits for what."""
+        lines = []
+        for host in self._hosts.values():
+            if host.done or host.name in self._lost:
+                continue
+            wants = sorted({w.wants() for ws in host.node.mailbox.waiting.values() for w in ws if not w.future.done()})
+            if not wants and host.task is not None and host.task.waiting is not None:
+                kind = record.WAIT_KINDS[host.task.waiting.kind]
+                wants = [f"{kind} {host.task.waiting.tag!r}"]
+            lines.append(f"{host.name} waits for {'; '.join(wants) or 'an activity of its own'}")
+        shown = lines[:8] + ([f"and {len(lines) - 8} more nodes"] if len(lines) > 8 else [])
+        return DeadlockError(
+            f"nobody can move at {self.kernel.now:.6g} s and {len(lines)} roles are unfinished:\n  " + "\n  ".join(shown)
+        )
+
+
+def check_ends(ends: str, roles: Mapping[str, Any]) -> None:
+    """Raise TestbedError unless the role that ends the run exists."""
+    if ends not in roles:
+        raise TestbedError(f"ENDS = {ends!r} names none of the method's roles: {', '.join(roles)}")

@@ -1,0 +1,228 @@
+"""One processor per node: computations are served first come first served, for as long as their price says."""
+
+from __future__ import annotations
+
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from harness.cost.key import key as price_key
+from harness.errors import DeviceOutOfMemory, ProtocolError
+from harness.record import COMPUTE, Recorder
+from profiles.device import DeviceProfile
+from profiles.price import seconds
+from testbeds.virtual.kernel import Future, Kernel
+from testbeds.virtual.pricing import Entry, Prices
+
+
+class Job(Future):
+    """One computation: a future of its value."""
+
+    __slots__ = ("begun", "due", "flops", "lane", "what")
+
+
+class Processor:
+    """The processor and the memory of one node.
+
+    Attributes:
+        resident_bytes: what the node's models, optimisers and stores hold.
+        mail_bytes: payloads that have arrived and are unread.
+        peak_bytes: the most memory that was in use at one time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        kernel: Kernel,
+        recorder: Recorder,
+        prices: Prices,
+        profile: DeviceProfile,
+        seed: list[int],
+        jitter: float,
+    ) -> None:
+        self.name = name
+        self.profile = profile
+        self.resident_bytes = 0
+        self.mail_bytes = 0
+        self.peak_bytes = 0
+        self._kernel = kernel
+        self._prices = prices
+        self._timing = prices.timing
+        self._known: dict[Any, tuple[float, float, int, Entry]] = {}
+        self._running: Job | None = None
+        self._queue: deque[tuple[Job, Callable[..., Any], tuple[Any, ...], Callable[[], Any] | None]] = deque()
+        self._kept_bytes = 0
+        self._recorder = recorder
+        self._node_id = recorder.id(name)
+        self._append: Callable[[bytes], None] = recorder.compute.append
+        self._pack: Callable[..., bytes] = recorder.compute.pack
+        self._jitter = jitter
+        self._noise = np.random.default_rng(seed) if jitter else None
+        generator = torch.Generator()
+        generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self._generator_state = generator.get_state()
+
+    def execute(
+        self, node: Any, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None  # noqa: ARG002
+    ) -> Job:
+        """Queue `fn(*args)`; the job is done when its price has passed."""
+        kernel = self._kernel
+        job = Job(kernel, COMPUTE, "compute")
+        current = kernel.current
+        job.lane = current.lane if current is not None else 0
+        if self._running is None:
+            self._begin(job, fn, args, stand_in)
+        else:
+            self._queue.append((job, fn, args, stand_in))
+        return job
+
+    def _begin(
+        self, job: Job, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
+    ) -> None:
+        """Start serving a job: run (or look up) the function now, publish its value when its time has passed."""
+        kernel = self._kernel
+        try:
+            key = price_key(fn, args)
+            known = self._known.get(key)
+            if known is None:
+                known, value = self._first(key, fn, args, stand_in)
+            elif self._timing:
+                value = known[3].value
+            else:
+                value = self._run(fn, args)
+            duration, job.flops, job.what, entry = known
+            if self._timing:
+                if stand_in is not None:
+                    value = stand_in()
+                elif entry.plain:
+                    raise ProtocolError(
+                        f"{self.name}: compute({entry.name}) returns {value!r}, which is no tensor: timing mode has "
+                        "no such value; give compute(..., stand_in=...) for a value that steers"
+                    )
+            work = entry.work
+            used = self.resident_bytes + self.mail_bytes + self._kept_bytes + work.peak_bytes
+            if used > self.peak_bytes:
+                self._remember_peak(used, entry)
+            self._kept_bytes += work.kept_bytes
+        except Exception as error:
+            kernel.at(kernel.now, self._refuse, (job, error))
+            self._running = job
+            job.begun = -1.0
+            return
+        job.value = value
+        job.begun = kernel.now
+        self._running = job
+        if self._noise is not None:
+            duration *= float(np.exp(self._jitter * self._noise.standard_normal()))
+        job.due = kernel.now + duration
+        kernel.at(job.due, self._end, job)
+
+    def _first(
+        self, key: Any, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
+    ) -> tuple[tuple[float, float, int, Entry], Any]:
+        """Meet a computation for the first time on this node."""
+        entry = self._prices.entries.get(key)
+        if entry is not None:
+            value = entry.value if self._timing else self._run(fn, args)
+        else:
+            with self._own_randomness():
+                entry, value = self._prices.trace(fn, args, stand_in is not None)
+        known = (
+            seconds(entry.work, self.profile),
+            entry.work.flops,
+            self._recorder.id(entry.name),
+            entry,
+        )
+        self._known[key] = known
+        return known, value
+
+    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        with self._own_randomness():
+            try:
+                return fn(*args)
+            except StopIteration as error:
+                raise ProtocolError(
+                    f"compute({getattr(fn, '__name__', fn)}): StopIteration came out of it; return a value instead"
+                ) from error
+
+    def _own_randomness(self) -> _OwnRandomness:
+        return _OwnRandomness(self)
+
+    def _remember_peak(self, used: int, entry: Entry) -> None:
+        self.peak_bytes = used
+        if used > self.profile.memory_bytes:
+            raise DeviceOutOfMemory(
+                f"{self.name}: compute({entry.name}) needs {used / 2**20:,.0f} MiB at its peak "
+                f"({self.resident_bytes / 2**20:,.0f} models and stores, {self.mail_bytes / 2**20:,.0f} unread mail, "
+                f"{self._kept_bytes / 2**20:,.0f} kept graphs, {entry.work.peak_bytes / 2**20:,.0f} working) but "
+                f"{self.profile.id} has {self.profile.memory_bytes / 2**20:,.0f}; use a smaller batch, an earlier cut "
+                "or another profile"
+            )
+
+    def _end(self, job: Job) -> None:
+        if self._running is not job:  # its node was lost meanwhile
+            return
+        kernel = self._kernel
+        self._append(self._pack(self._node_id, job.lane, job.what, job.begun, kernel.now, job.flops))
+        if self._queue:
+            self._running = None
+            self._next()
+        else:
+            self._running = None
+        job.finish()
+
+    def _refuse(self, refused: tuple[Job, Exception]) -> None:
+        job, error = refused
+        if self._running is job:
+            self._running = None
+            self._next()
+            job.set_exception(error)
+
+    def _next(self) -> None:
+        """Serve the next job whose activity has not been cancelled."""
+        while self._queue and self._running is None:
+            job, fn, args, stand_in = self._queue.popleft()
+            if not job.finished:
+                self._begin(job, fn, args, stand_in)
+
+    def drop(self, job: Future) -> None:
+        """The activity that waits for a job is gone: a queued job will not run, a running one goes on."""
+        if job is not self._running:
+            job.finished = True
+
+    def halt(self) -> None:
+        """Stop at once; a running computation is charged up to now."""
+        job = self._running
+        now = self._kernel.now
+        if job is not None and job.begun >= 0.0 and now > job.begun:
+            share = (now - job.begun) / (job.due - job.begun)
+            self._append(self._pack(self._node_id, job.lane, job.what, job.begun, now, job.flops * share))
+        self._running = None
+        self._queue.clear()
+
+    def forget_memory(self) -> None:
+        """The node has crashed: what it held is gone."""
+        self.resident_bytes = self.mail_bytes = self._kept_bytes = 0
+
+
+class _OwnRandomness:
+    """Swap the node's own torch generator state in, and out again (rule 8)."""
+
+    __slots__ = ("_outer", "_processor")
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+
+    def __enter__(self) -> None:
+        self._outer = torch.get_rng_state()
+        torch.set_rng_state(self._processor._generator_state)
+
+    def __exit__(self, *exception: object) -> None:
+        self._processor._generator_state = torch.get_rng_state()
+        torch.set_rng_state(self._outer)
+
+
