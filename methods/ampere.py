@@ -147,7 +147,7 @@ async def server(node: Node, task: Task, config: Config) -> None:
     shard = Shard(
         pool,
         np.arange(len(pool.labels)),
-        -1,
+        "pool",
         node.seed,
         task.training.batch_size,
         task.training.drop_last,

@@ -42,7 +42,7 @@ class Shard:
 
     Args:
         index: its samples' indices in the training split, int64 [n].
-        client: its number, which with `seed` decides the order.
+        stream: what decides the order together with `seed` and the epoch: the client's number, or another name.
         timing: batches are shapes: their indices are never looked at.
     """
 
@@ -50,14 +50,14 @@ class Shard:
         self,
         source: Source,
         index: npt.NDArray[np.int64],
-        client: int,
+        stream: int | str,
         seed: int,
         batch_size: int,
         drop_last: bool,
         name: str,
         timing: bool,
     ) -> None:
-        self.client = client
+        self._stream = zlib.crc32(f"order {stream}".encode())
         self.samples = len(index)
         self._source = source
         self._index = index
@@ -83,7 +83,7 @@ class Shard:
             return
         order = self._index
         if shuffle:
-            seeds = [self._seed, zlib.crc32(b"order"), self.client, number]
+            seeds = [self._seed, self._stream, number]
             order = np.random.default_rng(seeds).permutation(self._index)
         start = 0
         for size in self._sizes:

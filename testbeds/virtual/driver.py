@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from harness import record
-from harness.errors import DeadlockError, PeerLost, TestbedError
+from harness.errors import DeadlockError, PeerLost
 from harness.message import LANES, Message, check_frozen, freeze
 from harness.node import Node, run_role
 from harness.record import Recorder
+from harness.testbed import Outcome
 from harness.topology import Topology
 from profiles.device import DeviceProfile
 from testbeds.virtual.channel import BACKLOG_BYTES, Channel
@@ -57,23 +58,6 @@ class Options:
     compute_jitter: float = 0.0
     backlog_bytes: int = BACKLOG_BYTES
     check_payloads: bool = True
-
-
-@dataclass
-class Outcome:
-    """What the driver knows when a run is over.
-
-    `sent` = consumed + unread + undelivered + in_flight, or the records are broken.
-    """
-
-    end_s: float = 0.0
-    sent: int = 0
-    consumed: int = 0
-    unread: int = 0
-    undelivered: int = 0
-    in_flight: int = 0
-    peak_bytes: dict[str, int] = field(default_factory=dict)
-    prices: int = 0
 
 
 class _Host:
@@ -146,6 +130,11 @@ class VirtualDriver:
         self.kernel.abandoned = self._abandoned
         self.kernel.failed = self._failed
         self.kernel.every(self._housekeeping)
+
+    @property
+    def general_sharing(self) -> bool:
+        """Whether link sharing had to leave the fast star pattern."""
+        return self._network.general
 
     # ---- primitives -----------------------------------------------------------------------------------------
 
@@ -510,8 +499,7 @@ class VirtualDriver:
             unread=sum(len(mailbox.unread_messages()) for mailbox in mailboxes),
             undelivered=self._undelivered,
             in_flight=len(in_flight) + len(delayed),
-            peak_bytes={host.name: host.processor.peak_bytes for host in self._hosts.values()},
-            prices=len(self.prices.entries),
+            notes={"priced": len(self.prices.entries)},
         )
 
     def _deadlock(self) -> DeadlockError:
@@ -529,9 +517,3 @@ class VirtualDriver:
         return DeadlockError(
             f"nobody can move at {self.kernel.now:.6g} s and {len(lines)} roles are unfinished:\n  " + "\n  ".join(shown)
         )
-
-
-def check_ends(ends: str, roles: Mapping[str, Any]) -> None:
-    """Raise TestbedError unless the role that ends the run exists."""
-    if ends not in roles:
-        raise TestbedError(f"ENDS = {ends!r} names none of the method's roles: {', '.join(roles)}")

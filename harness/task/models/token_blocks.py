@@ -96,7 +96,11 @@ class MultiHeadAttention(nn.Module):
         batch, length, dim = x.shape
         qkv: Tensor = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, L, D/H]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=score_offset)
+        # spelled out: the fused kernels differ between devices, and so would the traced work
+        scores = query @ key.transpose(-2, -1) * (dim // self.heads) ** -0.5
+        if score_offset is not None:
+            scores = scores + score_offset
+        attended = scores.softmax(dim=-1) @ value
         out: Tensor = self.output(attended.transpose(1, 2).reshape(batch, length, dim))
         return out
 

@@ -1,0 +1,51 @@
+"""One run: what every testbed does with a RunSpec before it makes time pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from harness.errors import ConfigError
+from harness.experiment import RunSpec
+from harness.node import Node
+from harness.record import Recorder
+from harness.task.task import Task, Workload
+from harness.testbed import Outcome
+from harness.topology import Topology
+
+Progress = Callable[[float], None]
+"""Called now and then with the seconds that have passed on the testbed's clock."""
+
+
+def workload(spec: RunSpec, nodes: Topology, data_root: Path | None) -> Workload:
+    """Build the data, partition and model of a run."""
+    return Workload(
+        spec.task, spec.training, spec.seed, len(nodes.devices), spec.mode == "timing", data_root
+    )
+
+
+def role(spec: RunSpec, load: Workload, kind: str) -> Callable[[Node], Coroutine[Any, Any, None]]:
+    """Return the coroutine function of a role with its task and settings bound.
+
+    Raises:
+        ConfigError: the method has no such role.
+    """
+    function = spec.method.roles.get(kind)
+    if function is None:
+        raise ConfigError(
+            f"method {spec.method.name!r} has no role for {kind!r} nodes; its roles: {', '.join(spec.method.roles)}"
+        )
+    return lambda node: function(node, Task(load, node), spec.config)
+
+
+def execute(
+    spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progress: Progress | None = None
+) -> Outcome:
+    """Run on the spec's testbed; the rows are in the recorder afterwards.
+
+    Raises:
+        AmmeterError: whatever stopped it.
+    """
+    outcome: Outcome = spec.testbed.run(spec, recorder, data_root, progress)
+    return outcome
