@@ -90,5 +90,5 @@ class Driver(Protocol):
         ...
 
     def lost(self) -> set[str]:
-        """Names of the nodes that are gone."""
+        """Names of the nodes that are gone: one set for the whole run, kept up to date."""
         ...

@@ -56,17 +56,16 @@ class Waiter:
         self.timer: Timer | None = None
 
     def matches(self, message: Message) -> bool:
-        if self.from_ is not None and message.src != self.from_:
-            return False
-        if self.match and not message.ends_stream:
-            meta = message.meta
-            return all(meta.get(key) == value for key, value in self.match.items())
-        return True
+        """Whether the meta values are those waited for; the end of a stream always matches."""
+        meta = message.meta
+        return message.ends_stream or all(meta.get(key) == value for key, value in self.match.items())
 
     def offer(self, message: Message) -> tuple[bool, bool]:
         """Return (taken, finished)."""
-        if self.future.done() or not self.matches(message):
-            return False, self.future.done()
+        if (self.from_ is not None and message.src != self.from_) or (self.match and not self.matches(message)):
+            return False, False
+        if self.future.done():
+            return False, True
         if self.timer is not None:
             self.timer.cancel()
         if message.ends_stream:
@@ -215,16 +214,17 @@ class Mailbox:
         on_take: called with each message that is read after it lay unread (a driver counts memory).
     """
 
-    __slots__ = ("consumed", "on_take", "unread", "waiting")
+    __slots__ = ("consumed", "num_unread", "on_take", "unread", "waiting")
 
     def __init__(self) -> None:
         self.on_take: Callable[[Message], None] = _nobody_asks
         self.unread: dict[str, deque[Message]] = {}
         self.waiting: dict[str, list[Waiter | Collector]] = {}
         self.consumed = 0
+        self.num_unread = 0
 
-    def deliver(self, message: Message) -> None:
-        """Hand a message to the first wait that takes it, else keep it unread."""
+    def deliver(self, message: Message) -> bool:
+        """Hand a message to the first wait that takes it, else keep it unread; return whether it was taken."""
         waiting = self.waiting.get(message.tag)
         if waiting:
             for waiter in waiting:
@@ -233,11 +233,13 @@ class Mailbox:
                     self.forget(waiter)
                 if taken:
                     self.consumed += 1
-                    return
+                    return True
         box = self.unread.get(message.tag)
         if box is None:
             box = self.unread[message.tag] = deque()
         box.append(message)
+        self.num_unread += 1
+        return False
 
     def take(self, tags: tuple[str, ...], from_: str | None, match: dict[str, Any]) -> Message | None:
         """Remove and return the first unread message that matches; the tags' order is their priority."""
@@ -254,6 +256,7 @@ class Mailbox:
                         continue
                 del box[index]
                 self.consumed += 1
+                self.num_unread -= 1
                 self.on_take(message)
                 return message
         return None
@@ -267,6 +270,7 @@ class Mailbox:
         for message in box:
             if collector.offer(message)[0]:
                 self.consumed += 1
+                self.num_unread -= 1
                 self.on_take(message)
             else:
                 left.append(message)
@@ -275,13 +279,21 @@ class Mailbox:
     def wait(self, waiter: Waiter | Collector) -> None:
         """Register a wait."""
         for tag in waiter.tags:
-            self.waiting.setdefault(tag, []).append(waiter)
+            waiting = self.waiting.get(tag)
+            if waiting is None:
+                self.waiting[tag] = [waiter]
+            else:
+                waiting.append(waiter)
 
     def forget(self, waiter: Waiter | Collector) -> None:
         """Remove a wait that is over."""
         for tag in waiter.tags:
             waiting = self.waiting.get(tag)
-            if waiting and waiter in waiting:
+            if not waiting:
+                continue
+            if waiting[0] is waiter:
+                self.waiting[tag] = waiting[1:]  # a new list: `deliver` may be walking the old one
+            else:
                 self.waiting[tag] = [other for other in waiting if other is not waiter]
 
     def lose(self, peer: str, error: PeerLost) -> None:

@@ -63,6 +63,7 @@ class Message:
         meta: dict[str, Any],
         lane: str,
         payload_bytes: int,
+        incarnation: int = 0,
         ends_stream: bool = False,
     ) -> None:
         self.src = src
@@ -75,7 +76,7 @@ class Message:
         self.wire_bytes = payload_bytes
         self.posted_s = self.started_s = self.arrived_s = -1.0
         self.serial = -1
-        self.incarnation = 0
+        self.incarnation = incarnation
         self.ends_stream = ends_stream
         self.versions: list[tuple[torch.Tensor, int]] | None = None
         self.handle: Any = None

@@ -13,6 +13,7 @@ from __future__ import annotations
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,11 +129,12 @@ class Node:
         self.mailbox = Mailbox()
         self.activities: list[tuple[Activity, bool]] = []
         self._driver = driver
-        self._execute = driver.execute
+        self._execute = partial(driver.execute, self)  # drivers may put something shorter here
+        self._transmit = partial(driver.transmit, self)
         self._future = driver.future
-        self._transmit = driver.transmit
         self._streams: dict[str, np.random.Generator] = {}
         self._peers = set(topology.names)
+        self._lost = driver.lost()
 
     # ---- clock and randomness -------------------------------------------------------------------------------
 
@@ -188,7 +190,7 @@ class Node:
             ProtocolError: a lambda, an object without a signature, or a value without a stand-in in timing mode.
             DeviceOutOfMemory: the traced peak exceeds the device's RAM.
         """
-        return self._execute(self, fn, args, stand_in)
+        return self._execute(fn, args, stand_in)
 
     def hold(self, size_bytes: int) -> None:
         """Say that this node holds so many bytes more (a model, a store) until the run ends; negative: less."""
@@ -208,9 +210,8 @@ class Node:
         """
         if to not in self._peers or lane not in LANES:
             raise ProtocolError(f"{self.name}: post(to={to!r}, lane={lane!r}): no such node or lane")
-        message = Message(self.name, to, tag, payload, meta, lane, HEADER_BYTES + tree_bytes(payload))
-        message.incarnation = self.incarnation
-        return self._transmit(self, message)
+        size = HEADER_BYTES if payload is None else HEADER_BYTES + tree_bytes(payload)
+        return self._transmit(Message(self.name, to, tag, payload, meta, lane, size, self.incarnation))
 
     def send(self, to: str, tag: str, payload: Any = None, lane: str = "data", **meta: Any) -> Future:
         """Like `post`; `await node.send(...)` waits until the last byte is at the receiver."""
@@ -224,9 +225,8 @@ class Node:
         """End the stream `tag` at every device (or at those named)."""
         handles = []
         for peer in self.devices if to is None else to:
-            message = Message(self.name, peer, tag, None, {}, "data", HEADER_BYTES, ends_stream=True)
-            message.incarnation = self.incarnation
-            handles.append(self._transmit(self, message))
+            message = Message(self.name, peer, tag, None, {}, "data", HEADER_BYTES, self.incarnation, True)
+            handles.append(self._transmit(message))
         return handles
 
     def recv(
@@ -265,7 +265,7 @@ class Node:
         if not tags:
             raise ProtocolError(f"{self.name}: recv() needs at least one tag")
         mailbox = self.mailbox
-        message = mailbox.take(tags, from_, match) if mailbox.unread else None
+        message = mailbox.take(tags, from_, match) if mailbox.num_unread else None
         future = self._future(record.RECV, tags[0])
         if message is not None:
             if message.ends_stream:
@@ -273,7 +273,7 @@ class Node:
             else:
                 future.set_result(message, message.serial)
             return future
-        if from_ is not None and from_ in self._driver.lost():
+        if from_ is not None and from_ in self._lost:
             future.set_exception(PeerLost(f"{self.name} waits for {tags[0]!r} from {from_}, which is gone"))
             return future
         waiter = Waiter(future, tags, from_, match, streaming)

@@ -43,8 +43,17 @@ MARK_KINDS = (
 # Columns that hold interned names, and the struct code of each column's type.
 NAMED = {"node", "src", "dst", "tag", "what", "name"}
 TABLES: dict[str, dict[str, str]] = {
-    # one compute on one node's processor; `flops` = floating-point operations traced (2 per multiply-add)
-    "compute": {"node": "i", "lane": "i", "what": "i", "start_s": "d", "end_s": "d", "flops": "d"},
+    # one compute on one node's processor; `flops` = floating-point operations traced (2 per multiply-add),
+    # `samples` = training samples in the mini-batches it was given
+    "compute": {
+        "node": "i",
+        "lane": "i",
+        "what": "i",
+        "samples": "i",
+        "start_s": "d",
+        "end_s": "d",
+        "flops": "d",
+    },
     # one wait of one activity; `cause` = serial of the message that ended it (recv, gather, send) or the lane
     # that did (join, channel), -1 if none
     "wait": {

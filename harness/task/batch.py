@@ -21,16 +21,16 @@ class Batch:
     """Some samples of one client; `load` is called inside compute, so that loading has its price.
 
     Attributes:
-        size: number of samples.  signature: all that its cost depends on.
+        samples: how many.  signature: all that its cost depends on.
     """
 
-    __slots__ = ("_index", "_source", "signature", "size")
+    __slots__ = ("_index", "_source", "samples", "signature")
 
     def __init__(self, source: Source, index: Tensor, name: str) -> None:
         self._source = source
         self._index = index
-        self.size = int(index.shape[0])
-        self.signature = f"batch({name}, {self.size})"
+        self.samples = int(index.shape[0])
+        self.signature = f"batch({name}, {self.samples})"
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Return inputs [B, *input_shape] and labels int64 [B]."""

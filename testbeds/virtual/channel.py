@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import ProtocolError
-from harness.message import LANES, Message
+from harness.message import Message
 from testbeds.virtual.fair import Flow, Link
 from testbeds.virtual.kernel import Kernel
 from testbeds.virtual.network import Network
+
+if TYPE_CHECKING:
+    from testbeds.virtual.host import Host
 
 BACKLOG_BYTES = 64 * 2**20
 """Default cap on the payload bytes that may wait on one channel (rule 3)."""
@@ -23,11 +26,10 @@ class Channel:
         path: the limited links that it crosses.
         latency_s: from the last byte leaving to the last byte arriving.
         delay: gives an extra latency per message (jitter), None without.
-        arrived: called as `arrived(message)` when the last byte is there.
+        src, dst: the hosts at its ends; `dst.receive(message, src)` is called when the last byte is there.
     """
 
     __slots__ = (
-        "_arrived",
         "_current",
         "_delay",
         "_flow",
@@ -35,12 +37,12 @@ class Channel:
         "_last_arrival_s",
         "_latency_s",
         "_network",
+        "_start",
         "backlog_bytes",
         "cap_bytes",
-        "connection",
-        "dst_id",
+        "dst",
         "queue",
-        "src_id",
+        "src",
     )
 
     def __init__(
@@ -50,26 +52,23 @@ class Channel:
         path: tuple[Link, ...],
         latency_s: float,
         delay: Callable[[], float] | None,
-        arrived: Callable[[Message], None],
-        connection: int,
-        src_id: int,
-        dst_id: int,
+        src: Host,
+        dst: Host,
         cap_bytes: int,
     ) -> None:
         self._kernel = kernel
         self._network = network
+        self._start = network.starter(path)
         self._latency_s = latency_s
         self._delay = delay
-        self._arrived = arrived
         self._current: Message | None = None
         self._flow = Flow(path, 0.0, self._left)
         self._last_arrival_s = 0.0
         self.queue: deque[Message] = deque()
         self.backlog_bytes = 0
         self.cap_bytes = cap_bytes
-        self.connection = connection
-        self.src_id = src_id
-        self.dst_id = dst_id
+        self.src = src
+        self.dst = dst
 
     def post(self, message: Message) -> None:
         """Send a message now, or when those before it have left.
@@ -83,7 +82,7 @@ class Channel:
         self.backlog_bytes += message.payload_bytes
         if self.backlog_bytes > self.cap_bytes:
             raise ProtocolError(
-                f"{message.src}: {self.backlog_bytes / 2**20:.1f} MiB wait on the {LANES[self.connection]} channel to "
+                f"{message.src}: {self.backlog_bytes / 2**20:.1f} MiB wait on the {message.lane} channel to "
                 f"{message.dst} behind a message in flight, more than its cap of {self.cap_bytes / 2**20:.0f} MiB; "
                 "await the handle that post() returns, or ask handle.done() before posting more"
             )
@@ -94,7 +93,7 @@ class Channel:
         message.started_s = self._kernel.now
         flow = self._flow
         flow.size = flow.remaining = message.wire_bytes
-        self._network.start(flow)
+        self._start(flow)
 
     def _left(self, _: Any) -> None:
         """The last byte of the current message has left."""
@@ -110,13 +109,16 @@ class Channel:
             self._current = None
         if self._delay is None:
             if self._latency_s == 0.0:
-                self._arrived(message)
+                self.dst.receive(message, self.src)
                 return
             at = self._kernel.now + self._latency_s
         else:
             at = max(self._kernel.now + self._latency_s + self._delay(), self._last_arrival_s)
             self._last_arrival_s = at
         self._kernel.at(at, self._arrived, message)
+
+    def _arrived(self, message: Message) -> None:
+        self.dst.receive(message, self.src)
 
     def cut(self) -> list[Message]:
         """One end is gone: stop the message in flight, forget the others, and return them all."""

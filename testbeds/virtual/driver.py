@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from harness import record
 from harness.errors import DeadlockError, PeerLost
-from harness.message import LANES, Message, check_frozen, freeze
+from harness.message import Message
 from harness.node import Node, run_role
 from harness.record import Recorder
 from harness.testbed import Outcome
@@ -21,14 +21,12 @@ from harness.topology import Topology
 from profiles.device import DeviceProfile
 from testbeds.virtual.channel import BACKLOG_BYTES, Channel
 from testbeds.virtual.fair import Link
+from testbeds.virtual.host import Host, Ledger, Role
 from testbeds.virtual.kernel import Activity, Future, Kernel, Timer
 from testbeds.virtual.network import Network
 from testbeds.virtual.pricing import Prices
 from testbeds.virtual.processor import Processor
-from testbeds.virtual.wire import Framing, wire_bytes
-
-Role = Callable[[Node], Coroutine[Any, Any, None]]
-
+from testbeds.virtual.wire import Framing
 
 @dataclass(frozen=True)
 class Machine:
@@ -60,39 +58,6 @@ class Options:
     check_payloads: bool = True
 
 
-class _Host:
-    """A node and what the driver keeps for it."""
-
-    __slots__ = (
-        "channels",
-        "done",
-        "flushing",
-        "id",
-        "lanes",
-        "machine",
-        "name",
-        "node",
-        "outstanding",
-        "processor",
-        "role",
-        "task",
-    )
-
-    def __init__(self, name: str, number: int, node: Node, role: Role, machine: Machine, processor: Processor) -> None:
-        self.name = name
-        self.id = number
-        self.node = node
-        self.role = role
-        self.machine = machine
-        self.processor = processor
-        self.channels: dict[tuple[str, str], Channel] = {}
-        self.lanes = 0
-        self.outstanding = 0
-        self.flushing: list[Future] = []
-        self.done = False
-        self.task: Activity | None = None
-
-
 class VirtualDriver:
     """Runs the roles of all nodes on one virtual clock.
 
@@ -115,17 +80,13 @@ class VirtualDriver:
         self.progress: Callable[[float], None] | None = None
         self._machines = machines
         self._network = Network(self.kernel)
-        self._hosts: dict[str, _Host] = {}
+        self._hosts: dict[str, Host] = {}
         self._lost: set[str] = set()
-        self._sent = 0
-        self._undelivered = 0
-        self._consumed = 0
+        self._ledger = Ledger()
+        self._consumed = 0  # by nodes that have crashed since
         self._barriers = 0
-        self._wire: dict[int, int] = {}
         self._tags: dict[str, int] = {}
-        self._transfer_row = (recorder.transfer.append, recorder.transfer.pack)
         self._wait_row = (recorder.wait.append, recorder.wait.pack)
-        self._in_delay: set[Message] = set()
         self.kernel.waited = self._waited
         self.kernel.abandoned = self._abandoned
         self.kernel.failed = self._failed
@@ -164,32 +125,10 @@ class VirtualDriver:
     def execute(
         self, node: Node, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
     ) -> Future:
-        return self._hosts[node.name].processor.execute(node, fn, args, stand_in)
+        return self._hosts[node.name].processor.execute(fn, args, stand_in)
 
     def transmit(self, node: Node, message: Message) -> Future:
-        src = self._hosts[node.name]
-        handle = Future(self.kernel, record.SEND, message.tag)
-        message.handle = handle
-        message.serial = self._sent
-        message.posted_s = self.kernel.now
-        size = message.payload_bytes
-        wire = self._wire.get(size)
-        if wire is None:
-            wire = self._wire[size] = wire_bytes(size, self.options.framing)
-        message.wire_bytes = wire
-        if not self.timing and self.options.check_payloads:
-            freeze(message)
-        channel = src.channels.get((message.dst, message.lane))
-        if channel is None:
-            channel = self._open(src, message.dst, message.lane)
-        self._sent += 1
-        src.outstanding += 1
-        dst = self._hosts[message.dst]
-        if dst.done or message.dst in self._lost:
-            self._refuse(message)
-        else:
-            channel.post(message)
-        return handle
+        return self._hosts[node.name].transmit(message)
 
     def flush(self, node: Node) -> Future:
         host = self._hosts[node.name]
@@ -231,9 +170,9 @@ class VirtualDriver:
     def hold(self, node: Node, size_bytes: int) -> None:
         self._hosts[node.name].processor.resident_bytes += size_bytes
 
-    # ---- messages -------------------------------------------------------------------------------------------
+    # ---- channels -------------------------------------------------------------------------------------------
 
-    def _open(self, src: _Host, dst_name: str, lane: str) -> Channel:
+    def _open(self, src: Host, dst_name: str, lane: str) -> Channel:
         """Open the channel to a peer: the links of the path, its latency and jitter."""
         dst = self._hosts[dst_name]
         a, b = src.machine, dst.machine
@@ -259,85 +198,17 @@ class VirtualDriver:
             tuple(link for link in (up, down) if link.rate != float("inf")),
             a_latency_s + b_latency_s,
             delay,
-            self._arrived,
-            LANES.index(lane),
-            src.id,
-            dst.id,
+            src,
+            dst,
             self.options.backlog_bytes,
         )
         return channel
-
-    def _arrived(self, message: Message) -> None:
-        """The last byte is at the receiver."""
-        src = self._hosts[message.src]
-        dst = self._hosts[message.dst]
-        if dst.done or message.incarnation != src.node.incarnation or message.dst in self._lost:
-            self._refuse(message)
-            return
-        if message.versions is not None:
-            check_frozen(message)
-        message.arrived_s = self.kernel.now
-        self._write(message, record.DELIVERED)
-        handle = message.handle
-        message.handle = None
-        mailbox = dst.node.mailbox
-        before = mailbox.consumed
-        mailbox.deliver(message)
-        if mailbox.consumed == before:
-            dst.processor.mail_bytes += message.payload_bytes
-        handle.set_result(None, message.serial)
-        src.outstanding -= 1
-        if src.flushing and src.outstanding == 0:
-            self._flushed(src)
-
-    def _refuse(self, message: Message) -> None:
-        """A message whose receiver (or sender) is gone: counted, not delivered; nobody hangs on it."""
-        self._undelivered += 1
-        self._write(message, record.UNDELIVERED)
-        src = self._hosts[message.src]
-        handle, message.handle = message.handle, None
-        if message.dst in self._lost:
-            handle.set_exception(PeerLost(f"{message.src} sent {message.tag!r} to {message.dst}, which is gone"))
-        else:
-            handle.set_result(None, message.serial)
-        src.outstanding -= 1
-        if src.flushing and src.outstanding == 0:
-            self._flushed(src)
-
-    def _flushed(self, host: _Host) -> None:
-        waiting, host.flushing = host.flushing, []
-        for future in waiting:
-            if not future.done():
-                future.set_result(None)
-
-    def _write(self, message: Message, status: int) -> None:
-        append, pack = self._transfer_row
-        tag = self._tags.get(message.tag)
-        if tag is None:
-            tag = self._tags[message.tag] = self.recorder.id(message.tag)
-        channel = self._hosts[message.src].channels[message.dst, message.lane]
-        append(
-            pack(
-                message.serial,
-                channel.src_id,
-                channel.dst_id,
-                tag,
-                channel.connection,
-                status,
-                message.meta.get("round", 0),
-                message.payload_bytes,
-                message.wire_bytes,
-                message.posted_s,
-                message.started_s,
-                message.arrived_s,
-            )
-        )
 
     # ---- records --------------------------------------------------------------------------------------------
 
     def _waited(self, activity: Activity, future: Future) -> None:
         kind = future.kind
-        if kind == record.COMPUTE:
+        if kind == 0:  # record.COMPUTE: its row says so
             return
         tag = self._tags.get(future.tag)
         if tag is None:
@@ -352,7 +223,7 @@ class VirtualDriver:
             future.cause = -1
             self._waited(activity, future)
 
-    def _mark(self, host: _Host, lane: int, kind: int, name: str, number: int) -> None:
+    def _mark(self, host: Host, lane: int, kind: int, name: str, number: int) -> None:
         mark = self.recorder.mark
         mark.append(mark.pack(host.id, lane, kind, self.recorder.id(name), number, self.kernel.now))
 
@@ -385,13 +256,20 @@ class VirtualDriver:
             self.options.compute_jitter,
         )
         node = Node(name, self, self.topology, node_seed, machine.profile)
-        node._execute = processor.execute  # one call less on the hot path
-        host = self._hosts[name] = _Host(name, self.recorder.id(name), node, role, machine, processor)
-        node.mailbox.on_take = lambda message: self._took(host, message)
+        self._hosts[name] = Host(
+            name,
+            node,
+            role,
+            machine,
+            processor,
+            self.kernel,
+            self.recorder,
+            self._ledger,
+            self.options,
+            self._lost,
+            self._open,
+        )
         return node
-
-    def _took(self, host: _Host, message: Message) -> None:
-        host.processor.mail_bytes -= message.payload_bytes
 
     def crash(self, name: str) -> None:
         """Node `name` dies now: its activities, its messages on the way and its memory are gone."""
@@ -402,14 +280,13 @@ class VirtualDriver:
         self._lost.add(name)
         host.processor.halt()
         host.processor.forget_memory()
-        for activity in [host.task, *(activity for activity, _ in host.node.activities)]:
-            if activity is not None:
-                activity.cancel()
+        for activity in host.activities:
+            activity.cancel()
         for other in self._hosts.values():
             for (dst, _), channel in other.channels.items():
                 if other is host or dst == name:
                     for message in channel.cut():
-                        self._refuse(message)
+                        other.refuse(message)
         error = PeerLost(f"{name} is gone")
         for other in self._hosts.values():
             if other is not host:
@@ -422,27 +299,23 @@ class VirtualDriver:
             return
         old = host.node
         self._consumed += old.mailbox.consumed
-        for message in old.mailbox.unread_messages():  # read by nobody, ever
-            self._undelivered += 1
-            del message
+        self._ledger.undelivered += old.mailbox.num_unread  # read by nobody, ever
         self._lost.discard(name)
         node = Node(name, self, self.topology, old.seed, old.profile)
         node.keep = old.keep
         node.incarnation = old.incarnation + 1
-        node._execute = host.processor.execute
-        node.mailbox.on_take = lambda message: self._took(host, message)
-        host.node = node
+        host.adopt(node)
         self._mark(host, 0, record.RETURNED, name, node.incarnation)
         self._begin(host)
 
-    def _begin(self, host: _Host) -> None:
+    def _begin(self, host: Host) -> None:
         self._mark(host, 0, record.ROLE_START, host.node.role, 0)
         task = self.kernel.start(run_role(host.node, host.role(host.node)), host, host.lanes, False, record.JOIN)
         host.lanes = max(host.lanes + 1, 1)
         host.task = task
         task.add_done_callback(lambda _: self._role_over(host, task))
 
-    def _role_over(self, host: _Host, task: Activity) -> None:
+    def _role_over(self, host: Host, task: Activity) -> None:
         if task.error is not None or host.task is not task or host.name in self._lost:
             return
         host.done = True
@@ -479,10 +352,9 @@ class VirtualDriver:
             for channel in host.channels.values():
                 in_flight += channel.pending()
         for host in self._hosts.values():
-            for activity in [host.task, *(activity for activity, _ in host.node.activities)]:
-                if activity is not None and not activity.finished:
-                    activity.callbacks = None
-                    activity.cancel()
+            for activity in host.activities:
+                activity.callbacks = None
+                activity.cancel()
             self._mark(host, 0, record.PEAK_MEMORY, "peak", host.processor.peak_bytes)
         delayed = [
             argument
@@ -490,14 +362,14 @@ class VirtualDriver:
             if isinstance(argument, Message) and argument.handle is not None
         ]
         for message in [*in_flight, *delayed]:
-            self._write(message, record.IN_FLIGHT)
+            self._hosts[message.src].write(message, record.IN_FLIGHT)
         mailboxes = [host.node.mailbox for host in self._hosts.values()]
         return Outcome(
             end_s=kernel.now,
-            sent=self._sent,
+            sent=self._ledger.sent,
             consumed=self._consumed + sum(mailbox.consumed for mailbox in mailboxes),
-            unread=sum(len(mailbox.unread_messages()) for mailbox in mailboxes),
-            undelivered=self._undelivered,
+            unread=sum(mailbox.num_unread for mailbox in mailboxes),
+            undelivered=self._ledger.undelivered,
             in_flight=len(in_flight) + len(delayed),
             notes={"priced": len(self.prices.entries)},
         )

@@ -22,6 +22,8 @@ class Clock(Protocol):
     """What sharing needs of the kernel."""
 
     now: float
+    serial: int
+    heap: list[tuple[float, int, Callable[[Any], Any], Any]]
 
     def at(self, time: float, call: Callable[[Any], Any], argument: Any = None) -> None: ...
 
@@ -160,7 +162,11 @@ class Hub:
             self._solo_since = clock.now
             self._solo_stamp += 1
             flow.finish_at = cap
-            clock.at(clock.now + flow.remaining / rate, self._solo_done, self._solo_stamp)
+            clock.serial += 1  # Kernel.at, written out
+            heappush(
+                clock.heap,
+                (clock.now + flow.remaining / rate, clock.serial, self._solo_done, self._solo_stamp),
+            )
             return
         if self._solo is not None:
             self._crowd()

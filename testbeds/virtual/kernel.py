@@ -14,8 +14,12 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 
+REST_EVENTS = 100_000
+"""After how many events the kernel looks after memory."""
+
+
 class Future:
-    """A value that will be there later; awaited by at most one activity at a time."""
+    """A value that will be there later."""
 
     __slots__ = ("callbacks", "cause", "error", "finished", "kernel", "kind", "tag", "value", "waiter")
 
@@ -36,7 +40,16 @@ class Future:
     def set_result(self, value: Any, cause: int = -1) -> None:
         self.value = value
         self.cause = cause
-        self.finish()
+        self.finished = True
+        activity = self.waiter
+        if activity is not None:  # Kernel.wake, written out: this is the hottest line of all
+            kernel = self.kernel
+            if kernel.now > activity.since:
+                kernel.waited(activity, self)
+            activity.waiting = None
+            kernel.ready.append(activity)
+        if self.callbacks is not None:
+            self._call_back()
 
     def set_exception(self, error: BaseException) -> None:
         self.error = error
@@ -48,9 +61,12 @@ class Future:
         if self.waiter is not None:
             self.kernel.wake(self.waiter)
         if self.callbacks is not None:
-            for call in self.callbacks:
-                call(self)
-            self.callbacks = None
+            self._call_back()
+
+    def _call_back(self) -> None:
+        callbacks, self.callbacks = self.callbacks or [], None
+        for call in callbacks:
+            call(self)
 
     def add_done_callback(self, call: Callable[[Any], None]) -> None:
         if self.finished:
@@ -71,13 +87,14 @@ class Future:
 class Activity(Future):
     """A running coroutine; its value is what the coroutine returns."""
 
-    __slots__ = ("coroutine", "daemon", "lane", "owner", "since", "waiting")
+    __slots__ = ("coroutine", "daemon", "lane", "owner", "send", "since", "waiting")
 
     def __init__(
         self, kernel: Kernel, coroutine: Coroutine[Any, Any, Any], owner: Any, lane: int, daemon: bool, kind: int
     ) -> None:
         super().__init__(kernel, kind, "activity")
         self.coroutine = coroutine
+        self.send = coroutine.send
         self.owner = owner
         self.lane = lane
         self.daemon = daemon
@@ -136,7 +153,6 @@ class Kernel:
         self.abandoned: Callable[[Activity, Future], None] = _ignore
         self.failed: Callable[[Activity, BaseException], None] = _raise
         self._housekeeping: Callable[[], None] | None = None
-        self._timers_cancelled = 0
 
     def at(self, time: float, call: Callable[[Any], Any], argument: Any = None) -> None:
         """Call `call(argument)` at that time. If it returns a time, it is called again then."""
@@ -170,6 +186,7 @@ class Kernel:
     def stop(self) -> None:
         """Return from `run` before anything else happens."""
         self.stopped = True
+        self.ready.clear()
 
     def every(self, call: Callable[[], None]) -> None:
         """Call that now and then while running (to spill records)."""
@@ -177,42 +194,39 @@ class Kernel:
 
     def run(self) -> None:
         """Run until nothing is left to happen, or `stop`."""
-        ready = self.ready
+        ready, heap = self.ready, self.heap
+        take, step = ready.popleft, self._step
         collecting = gc.isenabled()
-        gc.disable()  # no cycles are made on the hot path; collected in `_rest` instead
+        gc.disable()  # hardly any cycles are made on the way; `_rest` collects them
+        events = 0
         try:
-            heap = self.heap
-            events = 0
             while True:
                 while ready:
-                    self._step(ready.popleft())
-                    if self.stopped:
-                        return
-                if not heap:
+                    step(take())
+                if self.stopped or not heap:
                     return
                 self.now, _, call, argument = heap[0]
                 try:
                     again = call(argument)
                 except StopIteration:  # a process in the form of a generator has ended
                     again = None
+                # what was just called is still the smallest entry: nothing earlier can have been pushed
                 if again is None:
-                    # what was just called is still the smallest entry: nothing earlier can have been pushed
                     heappop(heap)
                 else:
                     self.serial += 1
                     heapreplace(heap, (again, self.serial, call, argument))
                 events += 1
-                if events >= 100_000:
+                if events == REST_EVENTS:
                     events = 0
                     self._rest()
-                if self.stopped:
-                    return
         finally:
+            self.current = None
             if collecting:
                 gc.enable()
 
     def _rest(self) -> None:
-        """Every 100,000 events: collect garbage, drop cancelled timers, write records."""
+        """Every REST_EVENTS events: collect garbage, drop cancelled timers, write records."""
         gc.collect(1)
         alive = [entry for entry in self.heap if not _cancelled(entry)]
         if len(alive) < len(self.heap) // 2:
@@ -222,32 +236,32 @@ class Kernel:
             self._housekeeping()
 
     def _step(self, activity: Activity) -> None:
+        """Run an activity until it waits for something that is not there."""
         if activity.finished:
             return
         self.current = activity
         try:
-            waiting = activity.coroutine.send(None)
+            waiting = activity.send(None)
         except StopIteration as stop:
-            self.current = None
             if not activity.finished:
                 activity.set_result(stop.value, activity.lane)
         except Exception as error:
-            self.current = None
             if not activity.finished:
                 activity.finished = True
                 self.failed(activity, error)
                 activity.set_exception(error)
         else:
-            self.current = None
             if activity.finished:  # it cancelled itself
                 activity.coroutine.close()
             elif waiting.finished:
                 self.ready.append(activity)
             else:
-                waiting.waiter = activity
                 activity.waiting = waiting
                 activity.since = self.now
-
+                if waiting.waiter is None:
+                    waiting.waiter = activity
+                else:  # somebody else waits for the same future
+                    waiting.add_done_callback(lambda _: self.wake(activity))
 
 def _cancelled(entry: tuple[float, int, Callable[[Any], Any], Any]) -> bool:
     timer = getattr(entry[2], "__self__", None)

@@ -8,6 +8,7 @@ server at once) turns the network to general progressive filling, for the rest o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import inf
 
 from testbeds.virtual.fair import Flow, Hub, Link, water_fill
@@ -26,6 +27,23 @@ class Network:
     def general(self) -> bool:
         """Whether the network has left the star pattern."""
         return self._general is not None
+
+    def starter(self, path: tuple[Link, ...]) -> Callable[[Flow], None]:
+        """Return what starts flows on that path: `start`, or something shorter that does the same."""
+        if len(path) != 1 or self._general is not None:
+            return self.start
+        link = path[0]
+        hub = self._hubs.get(link)
+        if hub is None:
+            hub = self._hubs[link] = Hub(self._kernel, link.rate, self._finished)
+
+        def start(flow: Flow) -> None:
+            if self._general is None and not link.flows:
+                hub.start(flow, inf)
+            else:
+                self.start(flow)
+
+        return start
 
     def start(self, flow: Flow) -> None:
         """Begin a transfer of `flow.size` bytes over `flow.path` (limited links only)."""
@@ -81,7 +99,8 @@ class Network:
             self._leave_leaf(flow)
 
     def _finished(self, flow: Flow) -> None:
-        self._leave_leaf(flow)
+        if flow.leaf is not None:
+            self._leave_leaf(flow)
         flow.done(flow)
 
     def _leave_leaf(self, flow: Flow) -> None:

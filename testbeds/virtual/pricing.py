@@ -14,18 +14,20 @@ from harness.cost.key import name as price_name
 from harness.cost.trace import Tracer, trace
 from harness.cost.work import Work
 from harness.errors import AmmeterError, ProtocolError
+from harness.task.batch import Batch
 
 
 class Entry:
     """One priced computation: its work, and its value when nothing is really computed."""
 
-    __slots__ = ("name", "plain", "value", "work")
+    __slots__ = ("name", "plain", "samples", "value", "work")
 
-    def __init__(self, name: str, work: Work, value: Any, plain: bool) -> None:
+    def __init__(self, name: str, work: Work, value: Any, plain: bool, samples: int) -> None:
         self.name = name
         self.work = work
         self.value = value
         self.plain = plain  # the value holds something that is no tensor
+        self.samples = samples  # training samples in the mini-batches it is given
 
 
 class Prices:
@@ -73,7 +75,9 @@ class Prices:
                 ) from error
             raise
         plain = any(not isinstance(leaf, (torch.Tensor, type(None))) for leaf in tree_iter(value))
-        entry = self.entries[key] = Entry(name, work, value if self.timing else None, plain)
+        entry = self.entries[key] = Entry(
+            name, work, value if self.timing else None, plain, sum(arg.samples for arg in args if isinstance(arg, Batch))
+        )
         return entry, value
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from heapq import heappush
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,21 @@ from testbeds.virtual.pricing import Entry, Prices
 class Job(Future):
     """One computation: a future of its value."""
 
-    __slots__ = ("begun", "due", "flops", "lane", "what")
+    __slots__ = ("begun", "due", "lane", "priced")
+
+    lane: int
+    begun: float
+    due: float
+    priced: _Priced
+
+
+class _Priced(NamedTuple):
+    """What a computation costs on this node."""
+
+    duration_s: float
+    what: int
+    flops: float
+    entry: Entry
 
 
 class Processor:
@@ -52,7 +67,7 @@ class Processor:
         self._kernel = kernel
         self._prices = prices
         self._timing = prices.timing
-        self._known: dict[Any, tuple[float, float, int, Entry]] = {}
+        self._known: dict[Any, _Priced] = {}
         self._running: Job | None = None
         self._queue: deque[tuple[Job, Callable[..., Any], tuple[Any, ...], Callable[[], Any] | None]] = deque()
         self._kept_bytes = 0
@@ -66,9 +81,7 @@ class Processor:
         generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
         self._generator_state = generator.get_state()
 
-    def execute(
-        self, node: Any, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None  # noqa: ARG002
-    ) -> Job:
+    def execute(self, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None) -> Job:
         """Queue `fn(*args)`; the job is done when its price has passed."""
         kernel = self._kernel
         job = Job(kernel, COMPUTE, "compute")
@@ -91,10 +104,11 @@ class Processor:
             if known is None:
                 known, value = self._first(key, fn, args, stand_in)
             elif self._timing:
-                value = known[3].value
+                value = known.entry.value
             else:
                 value = self._run(fn, args)
-            duration, job.flops, job.what, entry = known
+            job.priced = known
+            duration, _, _, entry = known
             if self._timing:
                 if stand_in is not None:
                     value = stand_in()
@@ -118,12 +132,13 @@ class Processor:
         self._running = job
         if self._noise is not None:
             duration *= float(np.exp(self._jitter * self._noise.standard_normal()))
-        job.due = kernel.now + duration
-        kernel.at(job.due, self._end, job)
+        due = job.due = kernel.now + duration
+        kernel.serial += 1  # Kernel.at, written out
+        heappush(kernel.heap, (due, kernel.serial, self._end, job))
 
     def _first(
         self, key: Any, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
-    ) -> tuple[tuple[float, float, int, Entry], Any]:
+    ) -> tuple[_Priced, Any]:
         """Meet a computation for the first time on this node."""
         entry = self._prices.entries.get(key)
         if entry is not None:
@@ -131,11 +146,8 @@ class Processor:
         else:
             with self._own_randomness():
                 entry, value = self._prices.trace(fn, args, stand_in is not None)
-        known = (
-            seconds(entry.work, self.profile),
-            entry.work.flops,
-            self._recorder.id(entry.name),
-            entry,
+        known = _Priced(
+            seconds(entry.work, self.profile), self._recorder.id(entry.name), entry.work.flops, entry
         )
         self._known[key] = known
         return known, value
@@ -167,12 +179,11 @@ class Processor:
         if self._running is not job:  # its node was lost meanwhile
             return
         kernel = self._kernel
-        self._append(self._pack(self._node_id, job.lane, job.what, job.begun, kernel.now, job.flops))
+        _, what, flops, entry = job.priced
+        self._append(self._pack(self._node_id, job.lane, what, entry.samples, job.begun, kernel.now, flops))
+        self._running = None
         if self._queue:
-            self._running = None
             self._next()
-        else:
-            self._running = None
         job.finish()
 
     def _refuse(self, refused: tuple[Job, Exception]) -> None:
@@ -195,12 +206,14 @@ class Processor:
             job.finished = True
 
     def halt(self) -> None:
-        """Stop at once; a running computation is charged up to now."""
+        """Stop at once; a running computation is charged up to now, in proportion."""
         job = self._running
         now = self._kernel.now
         if job is not None and job.begun >= 0.0 and now > job.begun:
             share = (now - job.begun) / (job.due - job.begun)
-            self._append(self._pack(self._node_id, job.lane, job.what, job.begun, now, job.flops * share))
+            _, what, flops, entry = job.priced
+            samples = int(entry.samples * share)
+            self._append(self._pack(self._node_id, job.lane, what, samples, job.begun, now, flops * share))
         self._running = None
         self._queue.clear()
 

@@ -1,0 +1,76 @@
+"""Invariants that every run's records must meet; a run that does not add up is reported as broken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import record
+from harness.testbed import Outcome
+from results.idle import COLUMNS
+
+Rows = np.ndarray[Any, Any]
+
+_SLACK = 1e-9
+
+
+def violations(arrays: Mapping[str, Rows], idle: pd.DataFrame, outcome: Outcome, most_overhead: float) -> list[str]:
+    """Return what does not add up, one sentence each; empty if all is well.
+
+    Args:
+        arrays: the run's tables.  idle: seconds per node and cause (results.idle).
+        most_overhead: share of the run that a node may be ready without running: 0 on a virtual clock.
+    """
+    end_s = outcome.end_s
+    slack = _SLACK * max(1.0, end_s)
+    found = []
+    for table in ("compute", "wait"):
+        rows = arrays[table]
+        if len(rows) and (
+            float(rows["start_s"].min()) < 0
+            or float((rows["end_s"] - rows["start_s"]).min()) < 0
+            or float(rows["end_s"].max()) > end_s + slack
+        ):
+            found.append(f"a {table} interval is negative or outside the run")
+    found += _overlaps(arrays["compute"], slack)
+    transfers = arrays["transfer"]
+    delivered = transfers[transfers["status"] == record.DELIVERED]
+    if len(delivered) and (
+        np.any(delivered["started_s"] < delivered["posted_s"]) or np.any(delivered["arrived_s"] < delivered["started_s"])
+    ):
+        found.append("a message arrived before it was sent")
+    if len(transfers) and (
+        int(transfers["payload_bytes"].min()) < 0 or np.any(transfers["wire_bytes"] < transfers["payload_bytes"])
+    ):
+        found.append("a message has negative bytes, or fewer wire than payload bytes")
+    accounted = outcome.consumed + outcome.unread + outcome.undelivered + outcome.in_flight
+    if outcome.sent != accounted:
+        found.append(
+            f"{outcome.sent} messages were sent but {outcome.consumed} consumed + {outcome.unread} unread + "
+            f"{outcome.undelivered} undelivered + {outcome.in_flight} in flight are {accounted}"
+        )
+    if len(transfers) != outcome.sent:
+        found.append(f"{outcome.sent} messages were sent but {len(transfers)} are recorded")
+    for _, row in idle.iterrows():
+        total = float(sum(row[column] for column in COLUMNS))
+        if abs(total - end_s) > slack * 10:
+            found.append(f"{row['node']}: compute, idle and done add up to {total!r} s of {end_s!r} s")
+        if row["overhead"] > most_overhead * end_s + slack * 10:
+            found.append(f"{row['node']}: ready but not running for {row['overhead']:.6g} s")
+        if min(float(row[column]) for column in COLUMNS) < -slack * 10:
+            found.append(f"{row['node']}: a share of its time is negative")
+    return found
+
+
+def _overlaps(compute: Rows, slack: float) -> list[str]:
+    """A node has one processor: its computations follow each other."""
+    if len(compute) < 2:
+        return []
+    rows = np.sort(compute, order=["node", "start_s"])
+    same = rows["node"][1:] == rows["node"][:-1]
+    if np.any(rows["start_s"][1:][same] < rows["end_s"][:-1][same] - slack):
+        return ["two computations of one node overlap"]
+    return []

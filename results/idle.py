@@ -1,0 +1,241 @@
+"""Every second of every node blamed on its cause.
+
+A node is idle when its processor runs nothing while its role has not finished; after that it is done. Each gap
+between computations is blamed on the activity (lane) whose computation ends it. What that lane waited for says
+why, and the peers' records say more:
+
+    transfer     its own send, or a message that had been posted already and was on its way
+    dependency   a peer had not posted yet (or a sleep, or a time-out)
+    straggler    dependency, while the barrier that its own message fed was still waiting for the last arrival
+    unselected   dependency, in a round the device was not sampled for
+    overhead     ready, but not running: never on the virtual clock
+
+Compute + idle by cause + done tile the run: for every node they add up to its end. All intervals of all lanes are
+swept at once, sorted by (lane, time), so a run of millions of rows takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness import record
+
+CAUSES = ("dependency", "straggler", "transfer", "unselected", "overhead")
+COLUMNS = ("compute", *CAUSES, "done")
+
+Rows = np.ndarray[Any, Any]
+Intervals = np.ndarray[Any, Any]
+
+_INTERVAL = np.dtype([("lane", "i8"), ("start", "f8"), ("end", "f8")])
+_DEPENDENCY, _STRAGGLER, _TRANSFER, _UNSELECTED, _OVERHEAD = range(5)
+_MOST_HOPS = 4
+"""How far a wait for another activity of the same node is followed."""
+
+
+def attribute(arrays: Mapping[str, Rows], names: Sequence[str], nodes: Sequence[str], end_s: float) -> pd.DataFrame:
+    """Return seconds per node: columns node, compute, the five causes, done.
+
+    Args:
+        arrays: the run's tables as structured arrays (Recorder.arrays).
+        nodes: names of all nodes, in order.
+        end_s: when the run was over.
+    """
+    posted = _posted(arrays["transfer"])
+    ids = {name: number for number, name in enumerate(names)}
+    unselected = _unselected(arrays["mark"])
+    by_node = {
+        table: _group(arrays[table], column)
+        for table, column in (("compute", "node"), ("wait", "node"), ("barrier", "src"), ("mark", "node"))
+    }
+    rows = []
+    for name in nodes:
+        number = ids.get(name, -1)
+        mine = {table: groups.get(number, arrays[table][:0]) for table, groups in by_node.items()}
+        seconds = _node(mine, posted, unselected(number), end_s)
+        rows.append({"node": name, **seconds})
+    return pd.DataFrame(rows, columns=["node", *COLUMNS])
+
+
+def _group(rows: Rows, column: str) -> dict[int, Rows]:
+    order = np.argsort(rows[column], kind="stable")
+    ordered = rows[order]
+    keys, starts = np.unique(ordered[column], return_index=True)
+    return dict(zip(keys.tolist(), np.split(ordered, starts[1:]), strict=True)) if len(keys) else {}
+
+
+def _posted(transfers: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return posted_s by message serial."""
+    size = int(transfers["serial"].max()) + 1 if len(transfers) else 0
+    posted = np.full(size, np.nan)
+    posted[transfers["serial"]] = transfers["posted_s"]
+    return posted
+
+
+def _unselected(marks: Rows) -> Callable[[int], list[tuple[float, float]]]:
+    """Return a function node id -> intervals of the rounds it was not sampled for."""
+    starts = marks[marks["kind"] == record.ROUND_START]
+    ends = marks[marks["kind"] == record.ROUND_END]
+    sampled = marks[marks["kind"] == record.SAMPLED]
+    chosen: dict[int, set[int]] = {}
+    for row in sampled:
+        chosen.setdefault(int(row["number"]), set()).add(int(row["name"]))
+    end_of = {int(row["number"]): float(row["at_s"]) for row in ends}
+    spans = {int(row["number"]): (float(row["at_s"]), end_of.get(int(row["number"]), np.inf)) for row in starts}
+
+    def of(number: int) -> list[tuple[float, float]]:
+        return [spans[index] for index, names in chosen.items() if index in spans and number not in names]
+
+    return of
+
+
+def _intervals(lanes: Any, starts: Any, ends: Any) -> Intervals:
+    out = np.empty(len(starts), dtype=_INTERVAL)
+    out["lane"], out["start"], out["end"] = lanes, starts, ends
+    return out[out["end"] > out["start"]]
+
+
+def _node(
+    mine: Mapping[str, Rows], posted: Rows, unselected: list[tuple[float, float]], end_s: float
+) -> dict[str, float]:
+    """Return the seconds of one node by cause."""
+    spans = _spans(mine["mark"], end_s)
+    compute = np.sort(mine["compute"], order="start_s")
+    busy = float((compute["end_s"] - compute["start_s"]).sum())
+    waits = mine["wait"]
+    direct = waits[(waits["kind"] != record.JOIN) & (waits["kind"] != record.CHANNEL)]
+    referring = waits[((waits["kind"] == record.JOIN) | (waits["kind"] == record.CHANNEL)) & (waits["cause"] >= 0)]
+    dependency, transfer = _split(direct, posted)
+    barriers = mine["barrier"]
+    straggler = np.stack([barriers["arrived_s"], barriers["last_s"]], axis=1).reshape(-1, 2)
+    absent = np.array(unselected, dtype=np.float64).reshape(-1, 2)
+    totals = np.zeros(5)
+    stuck = []
+    left = _gaps(compute, spans)
+    for _ in range(_MOST_HOPS):
+        found, left = _sweep(left, dependency, transfer, straggler, absent)
+        totals += found
+        left, no_reference = _refer(left, referring)
+        stuck.append(no_reference)
+        if not len(left):
+            break
+    # what no wait of its lane explains: whatever the role itself waited for, or else anybody on this node
+    rest = np.concatenate([left, *stuck])
+    for everybody in (False, True):
+        if len(rest):
+            rest["lane"] = 0
+            if everybody:
+                dependency, transfer = dependency.copy(), transfer.copy()
+                dependency["lane"] = transfer["lane"] = 0
+            found, rest = _sweep(rest, dependency, transfer, straggler, absent)
+            totals += found
+    totals[_OVERHEAD] += float((rest["end"] - rest["start"]).sum())
+    present = float((spans[:, 1] - spans[:, 0]).sum())
+    return {
+        "compute": busy,
+        "dependency": totals[_DEPENDENCY],
+        "straggler": totals[_STRAGGLER],
+        "transfer": totals[_TRANSFER],
+        "unselected": totals[_UNSELECTED],
+        "overhead": totals[_OVERHEAD],
+        "done": end_s - present,
+    }
+
+
+def _spans(marks: Rows, end_s: float) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return when the node's role was there: [n, 2], from each start to its end (or loss, or the run's end)."""
+    spans, since = [], None
+    for row in marks[np.argsort(marks["at_s"], kind="stable")]:
+        if row["kind"] == record.ROLE_START:
+            since = float(row["at_s"])
+        elif row["kind"] in (record.ROLE_END, record.LOST) and since is not None:
+            spans.append((since, float(row["at_s"])))
+            since = None
+    if since is not None:
+        spans.append((since, end_s))
+    return np.array(spans, dtype=np.float64).reshape(-1, 2)
+
+
+def _gaps(compute: Rows, spans: np.ndarray[Any, np.dtype[np.float64]]) -> Intervals:
+    """Return the idle intervals, each on the lane whose computation ends it (0 at the end of the role)."""
+    parts = []
+    for start, end in spans:
+        inside = compute[(compute["start_s"] >= start) & (compute["start_s"] < end)]
+        ends = np.concatenate([[start], inside["end_s"]])
+        starts = np.concatenate([inside["start_s"], [end]])
+        lanes = np.concatenate([inside["lane"], [0]])
+        parts.append(_intervals(lanes, ends, starts))
+    return np.concatenate(parts) if parts else _intervals([], [], [])
+
+
+def _split(waits: Rows, posted: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Intervals, Intervals]:
+    """Return (dependency, transfer) intervals of direct waits: a message that is on its way is a transfer."""
+    start, end = waits["start_s"], waits["end_s"]
+    cause = waits["cause"]
+    known = (cause >= 0) & (cause < len(posted)) & (waits["kind"] != record.SEND)
+    turn = end.copy()  # when waiting for the peer became waiting for the network
+    turn[known] = np.clip(posted[cause[known]], start[known], end[known])
+    turn[waits["kind"] == record.SEND] = start[waits["kind"] == record.SEND]
+    return _intervals(waits["lane"], start, turn), _intervals(waits["lane"], turn, end)
+
+
+def _sweep(
+    gaps: Intervals,
+    dependency: Intervals,
+    transfer: Intervals,
+    straggler: np.ndarray[Any, np.dtype[np.float64]],
+    absent: np.ndarray[Any, np.dtype[np.float64]],
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], Intervals]:
+    """Return (seconds by cause, the parts of gaps that no wait of their lane covers)."""
+    lanes = np.unique(gaps["lane"])
+    sets = [gaps, dependency, transfer, _on_lanes(straggler, lanes), _on_lanes(absent, lanes)]
+    lane = np.concatenate([part["lane"] for part in sets for _ in (0, 1)])
+    time = np.concatenate([part[edge] for part in sets for edge in ("start", "end")])
+    order = np.lexsort((time, lane))
+    lane, time = lane[order], time[order]
+    length = np.where(lane[:-1] == lane[1:], time[1:] - time[:-1], 0.0)
+    covered = []
+    first = 0
+    for part in sets:
+        change = np.zeros(len(order), dtype=np.int64)
+        change[first : first + len(part)] = 1
+        change[first + len(part) : first + 2 * len(part)] = -1
+        covered.append(np.cumsum(change[order])[:-1] > 0)
+        first += 2 * len(part)
+    gap, waiting, moving, late, away = covered
+    gap &= length > 0
+    waiting = gap & waiting & ~moving
+    seconds = np.zeros(5)
+    seconds[_TRANSFER] = length[gap & moving].sum()
+    seconds[_UNSELECTED] = length[waiting & away].sum()
+    seconds[_STRAGGLER] = length[waiting & late & ~away].sum()
+    seconds[_DEPENDENCY] = length[waiting & ~late & ~away].sum()
+    open_ = np.flatnonzero(gap & ~moving & ~waiting)
+    return seconds, _intervals(lane[open_], time[open_], time[open_ + 1])
+
+
+def _on_lanes(spans: np.ndarray[Any, np.dtype[np.float64]], lanes: Any) -> Intervals:
+    """Return intervals that hold for every lane of a node."""
+    return _intervals(np.repeat(lanes, len(spans)), np.tile(spans[:, 0], len(lanes)), np.tile(spans[:, 1], len(lanes)))
+
+
+def _refer(left: Intervals, referring: Rows) -> tuple[Intervals, Intervals]:
+    """Move what a lane spent waiting for another activity of its node to that one's lane.
+
+    Returns (moved, what no such wait covers).
+    """
+    if not len(left) or not len(referring):
+        return left[:0], left
+    order = np.lexsort((referring["start_s"], referring["lane"]))
+    rows = referring[order]
+    keys = np.rec.fromarrays([rows["lane"].astype(np.int64), rows["start_s"]], names="lane,start")
+    wanted = np.rec.fromarrays([left["lane"], left["start"]], names="lane,start")
+    at = np.searchsorted(keys, wanted, side="right") - 1
+    inside = at >= 0
+    row = rows[np.maximum(at, 0)]
+    inside &= (row["lane"] == left["lane"]) & (row["end_s"] >= left["end"]) & (row["cause"] != left["lane"])
+    moved = _intervals(row["cause"][inside], left["start"][inside], left["end"][inside])
+    return moved, left[~inside]

@@ -1,0 +1,143 @@
+"""One run in one flat record, and its rounds: everything that a paper's table quotes, derived from the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.testbed import Outcome
+from results.idle import CAUSES
+
+Rows = np.ndarray[Any, Any]
+
+
+def summarise(
+    resolved: Mapping[str, Any],
+    run_id: str,
+    outcome: Outcome,
+    tables: Mapping[str, pd.DataFrame],
+    idle: pd.DataFrame,
+) -> dict[str, Any]:
+    """Return the run's figures by name; units end the names, shares are fractions.
+
+    Device figures are means over devices unless the name says otherwise. Throughput counts the training samples
+    that devices computed on, over the makespan. Energy is known where every device's profile knows its power.
+    """
+    end_s = outcome.end_s
+    roles = {node.name: node.role for node in outcome.nodes}
+    devices = [name for name, role in roles.items() if role == "device"]
+    compute, transfer, metric = tables["compute"], tables["transfer"], tables["metric"]
+    by_role = compute["node"].astype(object).map(roles)
+    flops = compute["flops"].groupby(by_role).sum()
+    seconds = idle.set_index("node")
+    summary: dict[str, Any] = {
+        "run_id": run_id,
+        "experiment": resolved["experiment"],
+        "label": resolved["label"],
+        "method": resolved["method"]["name"],
+        "seed": resolved["seed"],
+        "mode": resolved["mode"],
+        "testbed": resolved["testbed"]["name"],
+        "clock": outcome.clock,
+        "devices": len(devices),
+        "sweep": dict(resolved["sweep"]),
+        "target_accuracy": resolved["target_accuracy"],
+        "makespan_s": end_s,
+        "rounds": int((tables["mark"]["kind"] == "round_end").sum()),
+        **_traffic(transfer, roles),
+        "device_flops": float(flops.get("device", 0.0)),
+        "server_flops": float(flops.get("server", 0.0)),
+        "throughput_samples_per_s": float(compute["samples"][by_role == "device"].sum()) / end_s if end_s else 0.0,
+        **_quality(metric, resolved["target_accuracy"]),
+        **_idle(seconds, devices, "device", end_s),
+        **_idle(seconds, ["server"], "server", end_s),
+        **_memory(tables["mark"], devices),
+        "device_energy_j": _energy(outcome, seconds, devices),
+        "messages": outcome.sent,
+    }
+    return summary
+
+
+def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]:
+    """Payload and wire bytes that devices and edges sent to (up) and got from (down) the server."""
+    src = transfer["src"].astype(object).map(roles)
+    dst = transfer["dst"].astype(object).map(roles)
+    figures: dict[str, int] = {}
+    for name, chosen in (("up", dst == "server"), ("down", src == "server"), ("lan", (src != "server") & (dst != "server"))):
+        if name == "lan" and not chosen.any():
+            continue
+        for kind in ("payload", "wire"):
+            figures[f"{kind}_{name}_bytes"] = int(transfer.loc[chosen, f"{kind}_bytes"].sum())
+    return figures
+
+
+def _quality(metric: pd.DataFrame, target: float | None) -> dict[str, Any]:
+    """Final and best accuracy of the global model, and when it first reached the target (None = never)."""
+    rows = metric[metric["name"].astype(object) == "global/accuracy"].sort_values("at_s", kind="stable")
+    if rows.empty:
+        return {"accuracy": None, "best_accuracy": None, "time_to_accuracy_s": None}
+    reached = rows[rows["value"] >= target]["at_s"] if target is not None else rows["at_s"][:0]
+    return {
+        "accuracy": float(rows["value"].iloc[-1]),
+        "best_accuracy": float(rows["value"].max()),
+        "time_to_accuracy_s": float(reached.iloc[0]) if len(reached) else None,
+    }
+
+
+def _idle(seconds: pd.DataFrame, nodes: Sequence[str], role: str, end_s: float) -> dict[str, float]:
+    mean = seconds.loc[list(nodes)].mean()
+    idle_s = float(sum(mean[cause] for cause in CAUSES))
+    figures = {f"{role}_compute_s": float(mean["compute"]), f"{role}_idle_s": idle_s}
+    figures |= {f"{role}_idle_{cause}_s": float(mean[cause]) for cause in CAUSES}
+    figures |= {
+        f"{role}_done_s": float(mean["done"]),
+        f"{role}_idle_fraction": idle_s / end_s if end_s else 0.0,
+    }
+    return figures
+
+
+def _memory(mark: pd.DataFrame, devices: Sequence[str]) -> dict[str, int]:
+    peaks = mark[mark["kind"] == "peak_memory"].set_index("node")["number"]
+    return {
+        "peak_device_memory_bytes": int(max((peaks.get(name, 0) for name in devices), default=0)),
+        "peak_server_memory_bytes": int(peaks.get("server", 0)),
+    }
+
+
+def _energy(outcome: Outcome, seconds: pd.DataFrame, devices: Sequence[str]) -> float | None:
+    """Energy of all devices in joules: load power while computing, idle power else; None if any is unknown."""
+    total = 0.0
+    for node in outcome.nodes:
+        if node.name in devices:
+            if node.power_idle_w is None or node.power_load_w is None:
+                return None
+            busy = float(seconds.loc[node.name, "compute"])
+            total += busy * node.power_load_w + (outcome.end_s - busy) * node.power_idle_w
+    return total
+
+
+def rounds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Return one row per round: round, start_s, end_s, duration_s, and the payload bytes of its messages."""
+    mark, transfer = tables["mark"], tables["transfer"]
+    start = mark[mark["kind"] == "round_start"].drop_duplicates("number").set_index("number")["at_s"]
+    end = mark[mark["kind"] == "round_end"].drop_duplicates("number").set_index("number")["at_s"]
+    table = pd.DataFrame({"start_s": start, "end_s": end})
+    table["duration_s"] = table["end_s"] - table["start_s"]
+    payload = transfer.groupby("round")["payload_bytes"].sum()
+    table["payload_bytes"] = payload.reindex(table.index).fillna(0).astype(np.int64)
+    return table.rename_axis("round").reset_index()
+
+
+def metrics(metric: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per scored model and round: model ("global", "auxiliary"), round, at_s, accuracy, loss."""
+    if metric.empty:
+        return pd.DataFrame(columns=["model", "round", "at_s", "accuracy", "loss"])
+    split = metric["name"].astype(str).str.split("/", n=1, expand=True)
+    long = pd.DataFrame(
+        {"model": split[0], "figure": split[1], "round": metric["round"], "at_s": metric["at_s"], "value": metric["value"]}
+    )
+    wide = long.pivot_table(index=["model", "round", "at_s"], columns="figure", values="value", sort=False)
+    return wide.reset_index().rename_axis(columns=None)
