@@ -37,7 +37,7 @@ class Method:
         config: the class of its settings.
         roles: coroutine functions `role(node, task, config)` by role name.
         ends: the run is over when this role returns.
-        synchronous: its weights do not depend on the speed of nodes and links.
+        synchronous: `synchronous(config)` says whether its weights are independent of the speed of nodes and links.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Method:
     config: type[MethodConfig]
     roles: Mapping[str, RoleFunction]
     ends: str
-    synchronous: bool
+    synchronous: Callable[[Any], bool]
 
 
 def names() -> list[str]:
@@ -72,7 +72,13 @@ def load(name: str) -> Method:
     if not (isinstance(module.Config, type) and issubclass(module.Config, MethodConfig)):
         raise ConfigError(f"method {name!r}: Config must be a subclass of harness.method.MethodConfig")
     lines = (module.__doc__ or "").strip().splitlines()
-    return Method(name, lines[0] if lines else "", module.Config, roles, ends, getattr(module, "SYNCHRONOUS", True))
+    synchronous = getattr(module, "synchronous", _always)
+    return Method(name, lines[0] if lines else "", module.Config, roles, ends, synchronous)
+
+
+def _always(config: MethodConfig) -> bool:  # noqa: ARG001 - the shape of a module's own `synchronous`
+    """Default: a method is synchronous."""
+    return True
 
 
 def _shipped(name: str) -> ModuleType:

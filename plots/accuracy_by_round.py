@@ -24,7 +24,7 @@ def draw(tables: Tables) -> Figure:
     """Draw one line per method, mean over seeds with a 95 % band; auxiliary models dashed."""
     labels, target = tables.labels, tables.target_accuracy
     tables, note = one_configuration(tables)
-    drawn = style.figure(style.COLUMN_IN, 2.7, note)
+    drawn = style.figure(style.COLUMN_IN, 2.15, note)
     axes = drawn.subplots()
     curves.draw_accuracy(axes, tables, labels, "round", Unit(1, ""), steps=False)
     if target is not None:

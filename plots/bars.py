@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from plots import style
 
@@ -14,7 +15,7 @@ THICKNESS = 0.68
 
 def panels(count: int, rows: int, note: str) -> tuple[Figure, list[Axes]]:
     """Return a double-column figure with that many panels in a row that share their rows."""
-    drawn = style.figure(style.PAGE_IN, 1.25 + 0.2 * max(rows, 3), note)
+    drawn = style.figure(style.PAGE_IN, 0.85 + 0.2 * max(rows, 3), note)
     grid = drawn.subplots(1, count, sharey=True, squeeze=False)
     return drawn, list(grid[0])
 
@@ -37,9 +38,22 @@ def stack(axes: Axes, row: int, left: float, width: float, colour: str, hatch: s
         left=left,
         color=colour,
         hatch=hatch,
-        edgecolor=(1, 1, 1, 0.75) if style.ink(colour) == "white" else (0.15, 0.15, 0.15, 0.55),
+        edgecolor=_edge(colour),
         linewidth=0.4,
     )
+
+
+def legend(drawn: Figure, colours: dict[str, str], hatches: dict[str, str]) -> None:
+    """Explain the segments' colours and hatches below the panels."""
+    handles = [
+        Patch(facecolor=colour, hatch=2 * hatches.get(name, ""), edgecolor=_edge(colour))
+        for name, colour in colours.items()
+    ]
+    style.legend_below(drawn, handles, list(colours))
+
+
+def _edge(colour: str) -> tuple[float, float, float, float]:
+    return (1, 1, 1, 0.75) if style.ink(colour) == "white" else (0.15, 0.15, 0.15, 0.55)
 
 
 def write_at(axes: Axes, row: int, x: float, text: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from plots import bars, style, units
@@ -13,7 +12,7 @@ from plots.tables import Tables
 TITLE = "Payload by kind of message"
 NEEDS = "the traffic of at least one run"
 
-DIRECTIONS = {"up": "Uplink", "down": "Downlink", "lan": "Between edge and server"}
+DIRECTIONS = {"up": "Uplink", "down": "Downlink", "lan": "Local (device–edge)"}
 
 
 def available(tables: Tables) -> bool:
@@ -58,16 +57,8 @@ def draw(tables: Tables) -> Figure:
             bars.write_at(panel, row, left, units.show_bytes(totals[label, direction]))
         panel.set_xlim(0, 1.22 * largest / unit.size)
         panel.xaxis.set_major_locator(MaxNLocator(5))
-        panel.set_xlabel(f"{DIRECTIONS[direction]} payload ({unit.symbol})")
+        panel.set_title(DIRECTIONS[direction])
+        panel.set_xlabel(f"Payload ({unit.symbol})")
     bars.name_rows(axes, labels)
-    edge = (0.15, 0.15, 0.15, 0.55)
-    handles = [
-        Patch(
-            facecolor=colour,
-            hatch=2 * style.KIND_HATCHES.get(tag, ""),
-            edgecolor=(1, 1, 1, 0.75) if style.ink(colour) == "white" else edge,
-        )
-        for tag, colour in colours.items()
-    ]
-    style.legend_below(drawn, handles, list(colours))
+    bars.legend(drawn, colours, style.KIND_HATCHES)
     return drawn

@@ -34,7 +34,7 @@ class Curve:
 def average(metrics: pd.DataFrame, x: str) -> Curve | None:
     """Return the mean accuracy of the runs in `metrics` along column `x`, None if there is none.
 
-    Runs evaluated at the same rounds are averaged round by round, in `x` too. Otherwise a run's accuracy holds
+    Runs evaluated at the same rounds are averaged by round, in `x` too. Otherwise a run's accuracy holds
     from one evaluation to the next and after its last one, and the curve begins where every run has one.
     """
     runs, rounds = [], set()

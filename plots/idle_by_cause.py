@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from plots import bars, style
 from plots.selection import one_configuration
@@ -12,7 +11,7 @@ from plots.tables import Tables
 TITLE = "Makespan by cause of idle time"
 NEEDS = "the idle time of at least one run"
 
-ROLES = {"device": "Devices, mean", "edge": "Edges, mean", "server": "Server"}
+ROLES = {"device": "Devices (mean)", "edge": "Edges (mean)", "server": "Server"}
 _ROOM_FOR_NUMBER = 0.07
 
 
@@ -54,15 +53,8 @@ def draw(tables: Tables) -> Figure:
                         )
                     left += share
         panel.set_xlim(0, 100)
-        panel.set_xlabel(f"{ROLES[role]}: share of makespan (%)")
+        panel.set_title(ROLES[role])
+        panel.set_xlabel("Share of makespan (%)")
     bars.name_rows(axes, labels)
-    handles = [
-        Patch(
-            facecolor=colour,
-            hatch=2 * style.CAUSE_HATCHES.get(cause, ""),
-            edgecolor=(1, 1, 1, 0.75) if style.ink(colour) == "white" else (0.15, 0.15, 0.15, 0.55),
-        )
-        for cause, colour in colours.items()
-    ]
-    style.legend_below(drawn, handles, list(colours))
+    bars.legend(drawn, colours, style.CAUSE_HATCHES)
     return drawn

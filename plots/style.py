@@ -62,6 +62,7 @@ _LINES: tuple[Any, ...] = ("-", "-.", (0, (5, 1, 1, 1, 1, 1)))  # dashed is for 
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "||||", "----", "oooo", "++++")
 _SPARE = (GREEN, PURPLE, YELLOW, BLACK, GREY)
 
+_LEGEND_ROW_IN = 0.15
 _FILE = Path(__file__).with_name("ammeter.mplstyle")
 _Drawing = TypeVar("_Drawing", bound=Callable[..., Any])
 
@@ -131,15 +132,13 @@ def figure(width_in: float, height_in: float, note: str = "") -> Figure:
     return made
 
 
-def legend_below(
-    drawn: Figure, handles: Sequence[Artist], labels: Sequence[str], title: str | None = None
-) -> Legend | None:
-    """Put one legend below the axes, in as many columns as fit the figure's width."""
+def legend_below(drawn: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> Legend | None:
+    """Put one legend below the axes, in as few rows as fit the figure's width; the figure grows by them."""
     if not handles:
         return None
     rows = next(rows for rows in range(1, len(labels) + 1) if _width_in(labels, rows) <= drawn.get_figwidth())
-    columns = -(-len(labels) // rows)
-    return drawn.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)
+    drawn.set_figheight(drawn.get_figheight() + 0.05 + _LEGEND_ROW_IN * rows)
+    return drawn.legend(handles, labels, loc="outside lower center", ncols=-(-len(labels) // rows))
 
 
 def _width_in(labels: Sequence[str], rows: int) -> float:

@@ -59,7 +59,7 @@ def draw(tables: Tables) -> Figure:
             panel.text(
                 0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777"
             )
-            panel.set_xticks([])
+            panel.set_xticks([0], [" "])
     bars.name_rows(axes, rows)
     return drawn
 

@@ -26,7 +26,7 @@ def draw_sweep(
         summary: the runs to show.  x: the swept number of each of them, NaN for those without one.
         labels: of all methods, for their colours.  x_unit: of the ticks of x.
     """
-    drawn = style.figure(style.PAGE_IN, 2.5, note)
+    drawn = style.figure(style.PAGE_IN, 2.25, note)
     left, right = drawn.subplots(1, 2)
     places = sorted(set(x.dropna().tolist()))
     _panel(left, summary, x, labels, "makespan_s", "Makespan", units.seconds)

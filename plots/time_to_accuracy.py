@@ -30,7 +30,7 @@ def draw(tables: Tables) -> Figure:
     """
     labels, target = tables.labels, tables.target_accuracy
     tables, note = one_configuration(tables)
-    drawn = style.figure(style.COLUMN_IN, 2.7, note)
+    drawn = style.figure(style.COLUMN_IN, 2.15, note)
     axes = drawn.subplots()
     metrics = tables.metrics[tables.metrics["accuracy"].notna()]
     ends = metrics.groupby("label")["at_s"].max().to_numpy(dtype=np.float64)

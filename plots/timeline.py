@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -42,7 +42,9 @@ def available(tables: Tables) -> bool:
 
 
 @style.styled
-def draw(tables: Tables, run_id: str | None = None, number: int | None = None) -> Figure:
+def draw(
+    tables: Tables, run_id: str | None = None, number: int | None = None, first_s: float | None = None
+) -> Figure:
     """Draw one row per node: computations as bars coloured by function, its transfers as thin bars below.
 
     A transfer is drawn in the row of the node further from the server: up is towards the server. Vertical
@@ -51,6 +53,7 @@ def draw(tables: Tables, run_id: str | None = None, number: int | None = None) -
     Args:
         run_id: the run to show, the first one if not given.
         number: the round to show, the first that was finished if not given.
+        first_s: show only that many seconds of it, from its beginning.
 
     Raises:
         ValueError: no such run, or no such finished round in it.
@@ -62,12 +65,14 @@ def draw(tables: Tables, run_id: str | None = None, number: int | None = None) -
     if timeline.empty:
         raise ValueError(f"no run {run_id!r} in the timeline table")
     window = find_window(timeline, marks, number)
+    if first_s is not None:
+        window = replace(window, end_s=min(window.end_s, window.start_s + first_s))
     rows = _rows(timeline)
     inside = timeline[(timeline["end_s"] > window.start_s) & (timeline["start_s"] < window.end_s)]
 
     unit = units.seconds(window.end_s)
     pitch = min(0.27, max(0.06, 2.6 / len(rows)))
-    drawn = style.figure(style.PAGE_IN, 1.15 + pitch * len(rows))
+    drawn = style.figure(style.PAGE_IN, 0.8 + pitch * len(rows))
     axes = drawn.subplots()
     for row in rows.values():
         axes.axhspan(row - _BAND / 2, row + _BAND / 2, color="#F3F3F3", linewidth=0, zorder=0)

@@ -71,6 +71,7 @@ def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]
             continue
         for kind in ("payload", "wire"):
             figures[f"{kind}_{name}_bytes"] = int(transfer.loc[chosen, f"{kind}_bytes"].sum())
+    figures["wire_bytes"] = int(transfer["wire_bytes"].sum())
     return figures
 
 

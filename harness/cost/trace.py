@@ -67,11 +67,16 @@ class Tracer(TorchDispatchMode):
         self.live_bytes = 0
         self.peak_bytes = 0
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
+        self._mutated: dict[int, tuple[torch.Tensor, int]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func._schema.is_mutable and isinstance(args[0], torch.Tensor) and args[0].is_meta:
+            target = args[0]
+            if target.untyped_storage()._cdata not in self._alive:  # it was there before
+                self._mutated.setdefault(id(target), (target, target._version))
         out = func(*args, **kwargs)
         self._allocated(out, args)
         packet = func._overloadpacket
@@ -114,6 +119,16 @@ class Tracer(TorchDispatchMode):
     def _freed(self, key: int) -> None:
         self.live_bytes -= self._alive.pop(key)[1]
 
+    def forgive(self) -> None:
+        """Give meta tensors that were written to their old versions back.
+
+        In timing mode one set of shapes stands for every device's weights and a forward's graph is kept for good:
+        a step that autograd would take for a change under an open graph has changed nothing.
+        """
+        if self._mutated:
+            tensors, versions = zip(*self._mutated.values(), strict=True)
+            torch._C._autograd._unsafe_set_version_counter(tensors, versions)
+
     def work(self, kept_bytes: int = 0) -> Work:
         """Return the totals so far."""
         return Work(
@@ -147,6 +162,7 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Work]:
     tracer = Tracer()
     with tracer:
         value = fn(*args)
+    tracer.forgive()
     graphs = _graphs(value)
     held = 0
     if graphs:

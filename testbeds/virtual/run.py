@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -9,19 +11,20 @@ import torch
 from harness.experiment import RunSpec
 from harness.record import Recorder
 from harness.run import Progress, role, workload
+from harness.task.task import Workload
 from harness.testbed import NodeInfo, Outcome
 from testbeds.virtual.config import Config
-from testbeds.virtual.driver import Options, VirtualDriver
+from testbeds.virtual.driver import Machine, Options, VirtualDriver
 from testbeds.virtual.machines import machines, topology
 
 
-def run(
-    spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progress: Progress | None = None
-) -> Outcome:
-    """Run `spec` on the virtual clock.
+def build(
+    spec: RunSpec, recorder: Recorder, data_root: Path | None = None
+) -> tuple[VirtualDriver, dict[str, Machine], Workload]:
+    """Set up a run: its driver with all nodes and faults, what each node runs on, and the workload.
 
     Raises:
-        AmmeterError: a wrong setting, missing data, a deadlock, a device out of memory, a broken rule, ...
+        AmmeterError: a wrong setting, missing data.
     """
     config = spec.bed
     assert isinstance(config, Config)
@@ -36,23 +39,32 @@ def run(
     )
     load = workload(spec, nodes, data_root)
     driver = VirtualDriver(nodes, found, recorder, options)
-    driver.progress = progress
     for name in nodes.names:
         driver.add(name, role(spec, load, nodes.role(name)), spec.seed)
     for fault in config.faults:
         driver.kernel.at(fault.at_s, driver.crash, fault.node)
         if fault.rejoin_s is not None:
             driver.kernel.at(fault.rejoin_s, driver.rejoin, fault.node)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    return driver, found, load
+
+
+def run(
+    spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progress: Progress | None = None
+) -> Outcome:
+    """Run `spec` on the virtual clock.
+
+    Raises:
+        AmmeterError: a wrong setting, missing data, a deadlock, a device out of memory, a broken rule, ...
+    """
+    driver, found, load = build(spec, recorder, data_root)
+    driver.progress = progress
+    assert isinstance(spec.bed, Config)
+    with pinned_threads(spec.bed.threads):
         outcome = driver.run(spec.method.ends)
-    finally:
-        torch.set_num_threads(threads)
     outcome.nodes = [
         NodeInfo(
             name,
-            nodes.role(name),
+            driver.topology.role(name),
             machine.profile.id,
             machine.profile.memory_bytes,
             machine.profile.power_idle_w,
@@ -60,7 +72,19 @@ def run(
         )
         for name, machine in found.items()
     ]
-    outcome.notes |= {"sharing": "general" if driver.general_sharing else "star", "threads": config.threads}
+    sharing = "general" if driver.general_sharing else "star"
+    outcome.notes |= {"sharing": sharing, "threads": spec.bed.threads}
     outcome.partition = load.parts
     outcome.histogram = load.histogram
     return outcome
+
+
+@contextmanager
+def pinned_threads(count: int) -> Iterator[None]:
+    """Compute with that many torch threads: the last bits of the results depend on it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,278 @@
+"""Run folders: written whole or not at all.
+
+    <root>/<experiment>/<run id>/
+        status              {"state": "running" | "complete" | "failed", "format": 1, ...}
+        experiment.yaml     the resolved run
+        environment.json    host, versions, commit; what the testbed reports
+        partition.npz       sample indices of every client; samples per client and class
+        events/*.rows       while running: append-only rows (harness.record)
+        events/*.parquet    afterwards: the same as tables with names
+        rounds.parquet, metrics.parquet, idle.parquet, summary.json
+
+Every file is written beside its name and moved into place; `status` turns to "complete" last. So a folder whose
+status is not "complete" is never taken for a run, however it came about, and the run is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from harness.errors import BrokenRecords, StoreError
+from harness.record import Recorder
+from harness.testbed import Outcome
+from results import checks, environment, events, idle, summary
+
+FORMAT = 1
+"""Version of the folder's layout; a folder of a newer version is refused, not guessed at."""
+
+_OVERHEAD = {"virtual": 0.0, "wall": 1.0}
+"""Share of a run that a node may be ready without running, by clock (on a wall clock it is a finding)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run on disk."""
+
+    folder: Path
+    summary: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return str(self.summary["run_id"])
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read "rounds", "metrics" or "idle", or one of the event tables (harness.record.TABLES).
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        path = self.folder / f"{name}.parquet"
+        if not path.exists():
+            path = self.folder / "events" / f"{name}.parquet"
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path}: cannot be read ({error}); delete the run's folder and run it again") from None
+
+    def resolved(self) -> dict[str, Any]:
+        """Return the resolved run (experiment.yaml)."""
+        data: dict[str, Any] = yaml.safe_load((self.folder / "experiment.yaml").read_text())
+        return data
+
+
+class Store:
+    """The folder of all runs."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, experiment: str, run_id: str) -> Path:
+        """Return where a run is or will be."""
+        return self.root / experiment / run_id
+
+    def complete(self, experiment: str, run_id: str) -> Run | None:
+        """Return a run if it is there and complete."""
+        folder = self.folder(experiment, run_id)
+        return load(folder) if state(folder) == "complete" else None
+
+    def record(
+        self, resolved: Mapping[str, Any], run_id: str, execute: Callable[[Recorder], Outcome]
+    ) -> Run:
+        """Make one run: execute it, derive its figures, write its folder.
+
+        Raises:
+            StoreError: the disk is read-only or full, or another process is making the same run.
+            BrokenRecords: the records do not add up; the folder is kept with status "failed".
+            Whatever `execute` raises; the folder is kept with status "failed" and the reason.
+        """
+        folder = self.folder(str(resolved["experiment"]), run_id)
+        with _disk(folder), _locked(folder):
+            _clear(folder)
+            (folder / "events").mkdir()
+            _write_status(folder, "running")
+            _write_text(folder / "experiment.yaml", yaml.safe_dump(dict(resolved), sort_keys=False))
+            recorder = Recorder(folder / "events")
+            try:
+                outcome = execute(recorder)
+                run = _finish(folder, resolved, run_id, recorder, outcome)
+            except BaseException as error:
+                with contextlib.suppress(OSError):
+                    recorder.close()
+                    reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+                    _write_status(folder, "failed", reason=reason)
+                raise
+            _write_status(folder, "complete")
+        return run
+
+
+def _finish(
+    folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome
+) -> Run:
+    """Write everything that is derived from a run's rows."""
+    arrays = recorder.arrays()
+    names = [node.name for node in outcome.nodes]
+    seconds = idle.attribute(arrays, recorder.names, names, outcome.end_s)
+    tables = events.frames(arrays, recorder.names)
+    record_ = summary.summarise(resolved, run_id, outcome, tables, seconds)
+    details = environment.describe() | {
+        "clock": outcome.clock,
+        "testbed": outcome.notes,
+        "nodes": [vars(node) for node in outcome.nodes],
+        "messages": {
+            what: getattr(outcome, what) for what in ("sent", "consumed", "unread", "undelivered", "in_flight")
+        },
+    }
+    _write_text(folder / "environment.json", json.dumps(details, indent=2))
+    if outcome.partition:
+        _write_arrays(folder / "partition.npz", outcome)
+    events.write(folder / "events", tables)
+    summary.rounds(tables).to_parquet(folder / "rounds.parquet", index=False)
+    summary.metrics(tables["metric"]).to_parquet(folder / "metrics.parquet", index=False)
+    seconds["role"] = [node.role for node in outcome.nodes]
+    seconds.to_parquet(folder / "idle.parquet", index=False)
+    _write_text(folder / "summary.json", json.dumps(record_, indent=2))
+    recorder.close()
+    for rows in (folder / "events").glob("*.rows"):
+        rows.unlink()
+    broken = checks.violations(arrays, seconds, outcome, _OVERHEAD[outcome.clock])
+    if broken:
+        raise BrokenRecords(f"{folder}: the records do not add up, do not use them:\n  " + "\n  ".join(broken))
+    return Run(folder, record_)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------
+
+
+def state(folder: Path) -> str | None:
+    """Return "running", "complete", "failed", or None if the folder is no run.
+
+    Raises:
+        StoreError: it was written by a newer version.
+    """
+    try:
+        status = json.loads((folder / "status").read_text())
+        version, found = int(status["format"]), str(status["state"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if version > FORMAT:
+        raise StoreError(
+            f"{folder}: was written by a newer Ammeter (format {version}, this one reads up to {FORMAT}); "
+            "upgrade, or use another --runs folder"
+        )
+    return found
+
+
+def load(folder: Path) -> Run:
+    """Load a complete run.
+
+    Raises:
+        StoreError: it is not complete, damaged, or of a newer version.
+    """
+    found = state(folder)
+    if found != "complete":
+        raise StoreError(f"{folder}: is {found or 'no run'}; run its experiment again to complete it")
+    try:
+        data = json.loads((folder / "summary.json").read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder}/summary.json: cannot be read ({error}); delete the folder and run again") from None
+    return Run(folder, data)
+
+
+def find(paths: list[Path]) -> list[Run]:
+    """Return all complete runs in and below these folders, by path.
+
+    Raises:
+        StoreError: a folder does not exist or holds no complete run.
+    """
+    runs: dict[Path, Run] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise StoreError(f"{path}: no such folder; give a run's folder, an experiment's, or the --runs folder")
+        folders = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))]
+        here = [folder for folder in folders if folder.is_dir() and state(folder) == "complete"]
+        if not here:
+            raise StoreError(f"{path}: holds no complete run; start one with `ammeter run EXPERIMENT`")
+        for folder in here:
+            runs[folder] = load(folder)
+    return list(runs.values())
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turn the disk's refusals into one sentence."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "the disk is full: free some space; complete runs are kept, start the same command again",
+            errno.EDQUOT: "your quota is used up: free some space, then start the same command again",
+            errno.EROFS: "the disk is read-only: give another folder with --runs",
+            errno.EACCES: "you may not write there: give another folder with --runs",
+            errno.EPERM: "you may not write there: give another folder with --runs",
+            errno.ENOTDIR: "a file is in the way: give another folder with --runs",
+            errno.EEXIST: "a file is in the way: give another folder with --runs",
+        }.get(error.errno or 0)
+        if remedy is None:
+            raise
+        raise StoreError(f"{error.filename or folder}: cannot be written; {remedy}") from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two processes never write the same run."""
+    lock: BinaryIO
+    with (folder / "lock").open("wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{folder}: another process is making this run; wait for it, or stop it") from None
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier, incomplete attempt left."""
+    for entry in folder.iterdir():
+        if entry.name == "lock":
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(path.name + ".part")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _write_status(folder: Path, found: str, **more: Any) -> None:
+    _write_text(folder / "status", json.dumps({"state": found, "format": FORMAT, **more}))
+
+
+def _write_arrays(path: Path, outcome: Outcome) -> None:
+    temporary = path.with_name("partition.part.npz")
+    clients = {f"client_{number}": part for number, part in enumerate(outcome.partition)}
+    np.savez_compressed(temporary, histogram=outcome.histogram, **clients)
+    temporary.replace(path)

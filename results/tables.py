@@ -1,0 +1,259 @@
+"""Many runs as tables: one row per run, per scored model, per message kind, per node and cause; and compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from harness.errors import StoreError
+from results.idle import COLUMNS
+from results.store import Run
+
+_KEY = ["run_id", "label", "seed"]
+
+
+def summaries(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per run; swept keys become columns "sweep:<key>"."""
+    rows = []
+    for run in runs:
+        row = dict(run.summary)
+        for key, value in row.pop("sweep", {}).items():
+            row[f"sweep:{key}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    numbers = [column for column in table if column.endswith(("_s", "_bytes", "_flops", "_j", "accuracy", "fraction"))]
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def metrics(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per scored model: run_id, label, seed, model, round, at_s, accuracy, loss."""
+    return _joined(runs, lambda run: run.table("metrics"))
+
+
+def traffic(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return messages and bytes by kind: run_id, label, seed, tag, direction, messages, payload_bytes, wire_bytes."""
+    return _joined(runs, _traffic)
+
+
+def _traffic(run: Run) -> pd.DataFrame:
+    transfer = run.table("transfer")
+    src, dst = transfer["src"].astype(str), transfer["dst"].astype(str)
+    direction = np.where(dst == "server", "up", np.where(src == "server", "down", "lan"))
+    grouped = (
+        transfer.assign(direction=direction, tag=transfer["tag"].astype(str))
+        .groupby(["tag", "direction"], sort=False)
+        .agg(messages=("serial", "size"), payload_bytes=("payload_bytes", "sum"), wire_bytes=("wire_bytes", "sum"))
+    )
+    return grouped.reset_index()
+
+
+def idle(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return seconds by node and cause: run_id, label, seed, node, role, cause, seconds, fraction (of the run)."""
+    return _joined(runs, _idle)
+
+
+def _idle(run: Run) -> pd.DataFrame:
+    wide = run.table("idle")
+    long = wide.melt(["node", "role"], list(COLUMNS), var_name="cause", value_name="seconds")
+    return long.assign(fraction=long["seconds"] / run.summary["makespan_s"])
+
+
+def timeline(run: Run) -> pd.DataFrame:
+    """Return computations and transfers of one run: node, role, lane, kind, what, peer, start_s, end_s."""
+    roles = dict(run.table("idle")[["node", "role"]].itertuples(index=False, name=None))
+    compute = run.table("compute").assign(kind="compute", peer="")
+    transfer = run.table("transfer")
+    transfer = transfer[transfer["status"].astype(str) == "delivered"]
+    transfer = pd.DataFrame(
+        {
+            "node": transfer["src"].astype(str),
+            "lane": 0,
+            "kind": "transfer",
+            "what": transfer["tag"].astype(str),
+            "peer": transfer["dst"].astype(str),
+            "start_s": transfer["started_s"],
+            "end_s": transfer["arrived_s"],
+        }
+    )
+    compute = compute.assign(node=compute["node"].astype(str), what=compute["what"].astype(str))
+    both = pd.concat([compute[transfer.columns], transfer], ignore_index=True)
+    both.insert(1, "role", both["node"].map(roles))
+    return _labelled(run, both)
+
+
+def marks(run: Run) -> pd.DataFrame:
+    """Return rounds and phases of one run: node, kind, name, number, at_s."""
+    mark = run.table("mark")
+    mark = mark[mark["kind"].isin(["round_start", "round_end", "phase"])]
+    columns = ["node", "kind", "name", "number", "at_s"]
+    text = {column: mark[column].astype(str) for column in ("node", "kind", "name")}
+    return _labelled(run, mark.assign(**text)[columns])
+
+
+def _labelled(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    table = table.reset_index(drop=True)
+    for position, column in enumerate(_KEY):
+        table.insert(position, column, run.summary[column])
+    return table
+
+
+def _joined(runs: Sequence[Run], read: Any) -> pd.DataFrame:
+    parts = [_labelled(run, read(run)) for run in runs]
+    filled = [part for part in parts if not part.empty]
+    return pd.concat(filled or parts, ignore_index=True) if parts else pd.DataFrame(columns=_KEY)
+
+
+# ---- comparison ------------------------------------------------------------------------------------------------
+
+FIGURES: dict[str, tuple[str, str]] = {
+    # figure: (heading, how it is shown)
+    "accuracy": ("accuracy", "percent"),
+    "time_to_accuracy_s": ("time to {target}", "seconds"),
+    "makespan_s": ("makespan", "seconds"),
+    "payload_up_bytes": ("payload up", "bytes"),
+    "payload_down_bytes": ("payload down", "bytes"),
+    "device_flops": ("device FLOPs", "count"),
+    "server_flops": ("server FLOPs", "count"),
+    "throughput_samples_per_s": ("samples/s", "number"),
+    "peak_device_memory_bytes": ("peak device memory", "bytes"),
+    "device_idle_fraction": ("device idle", "percent"),
+    "device_idle_dependency_s": ("device dependency", "seconds"),
+    "device_idle_straggler_s": ("device straggler", "seconds"),
+    "device_idle_transfer_s": ("device transfer", "seconds"),
+    "device_idle_unselected_s": ("device unselected", "seconds"),
+    "device_done_s": ("device done", "seconds"),
+    "server_idle_fraction": ("server idle", "percent"),
+    "server_idle_dependency_s": ("server dependency", "seconds"),
+    "server_idle_transfer_s": ("server transfer", "seconds"),
+}
+
+
+def comparison(table: pd.DataFrame) -> pd.DataFrame:
+    """Compare methods: one row per label (and swept values), mean over seeds and half width of the 95 % interval.
+
+    Args:
+        table: as from `summaries`.
+
+    Returns:
+        For each figure of FIGURES a column, and one "<figure> ±": Student's t over seeds, NaN for one seed.
+        `time_to_accuracy_s` is the mean over the seeds that reached the target; "reached" counts them.
+        Device FLOPs are the sum over devices, device idle figures means over devices.
+    """
+    swept = [column for column in table.columns if column.startswith("sweep:")]
+    keys = ["label", *swept]
+    rows = []
+    for values, group in table.groupby(keys, sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(keys, values, strict=True))
+        row["seeds"] = len(group)
+        row["target_accuracy"] = group["target_accuracy"].iloc[0]
+        row["reached"] = int(group["time_to_accuracy_s"].notna().sum())
+        for figure in FIGURES:
+            row[figure], row[f"{figure} ±"] = _interval(group[figure].to_numpy(dtype=float))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
+    """Return mean and half width of the 95 % interval (Student's t), NaN where there is too little."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return float("nan"), float("nan")
+    if len(values) == 1:
+        return float(values[0]), float("nan")
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()), half
+
+
+def presented(compared: pd.DataFrame) -> pd.DataFrame:
+    """Return a comparison as text for people: units, ± intervals, "> 812 s" where a target was never reached."""
+    rows = []
+    for _, row in compared.iterrows():
+        target = row["target_accuracy"]
+        shown: dict[str, str] = {"method": str(row["label"])}
+        shown |= {column[len("sweep:") :]: str(row[column]) for column in compared if column.startswith("sweep:")}
+        for figure, (heading, kind) in FIGURES.items():
+            if figure == "time_to_accuracy_s":
+                if target is None or pd.isna(target):
+                    continue
+                shown[heading.format(target=f"{target:.0%}")] = _time_to_accuracy(row)
+            elif not pd.isna(row[figure]):
+                shown[heading] = _show(row[figure], row[f"{figure} ±"], kind)
+            elif figure == "accuracy":
+                continue
+        rows.append(shown)
+    return pd.DataFrame(rows).fillna("")
+
+
+def _time_to_accuracy(row: pd.Series) -> str:
+    """Return when the target was reached; "> makespan" if never, and how many seeds reached it if not all."""
+    if not row["reached"]:
+        return f"> {row['makespan_s']:.3g} s"
+    text = _show(row["time_to_accuracy_s"], row["time_to_accuracy_s ±"], "seconds")
+    return text if row["reached"] == row["seeds"] else f"{text} ({row['reached']}/{row['seeds']} seeds)"
+
+
+_SCALES = {
+    "bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "count": ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, "")),
+    "seconds": ((1.0, "s"),),
+    "percent": ((0.01, "%"),),
+    "number": ((1.0, ""),),
+}
+
+
+def _show(value: float, half: float, kind: str) -> str:
+    scale, unit = next(((s, u) for s, u in _SCALES[kind] if abs(value) >= s), _SCALES[kind][-1])
+    text = _digits(value / scale)
+    if not np.isnan(half) and half / scale >= 5e-4:
+        text += f" ± {_digits(half / scale)}"
+    return f"{text} {unit}".strip()
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, never in exponent form below a million."""
+    if value == 0 or abs(value) < 5e-4:
+        return "0"
+    decimals = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+    return f"{value:,.{min(decimals, 3)}f}"
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------
+
+FORMATS = ("csv", "json", "md", "latex")
+
+
+def written(table: pd.DataFrame, how: str) -> str:
+    """Return a table as text.
+
+    Raises:
+        StoreError: an unknown format.
+    """
+    if how == "csv":
+        return table.to_csv(index=False)
+    if how == "json":
+        return str(table.to_json(orient="records", indent=2)) + "\n"
+    if how == "md":
+        return table.to_markdown(index=False) + "\n"
+    if how == "latex":
+        return _latex(table)
+    raise StoreError(f"unknown format {how!r}; formats are {', '.join(FORMATS)}")
+
+
+def _latex(table: pd.DataFrame) -> str:
+    """A booktabs table without dependencies; special characters escaped."""
+    escape = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": r"$>$", "{": r"\{", "}": r"\}"})
+
+    def line(cells: Any) -> str:
+        return " & ".join(str(cell).translate(escape) for cell in cells) + r" \\"
+
+    numeric = [pd.api.types.is_numeric_dtype(table[column]) for column in table]
+    columns = "".join("r" if number else "l" for number in numeric)
+    body = [line("" if pd.isna(cell) else cell for cell in row) for row in table.itertuples(index=False, name=None)]
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(table.columns), r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+    )

@@ -1,0 +1,61 @@
+"""The timeline of a run as Chrome trace JSON, which Perfetto and chrome://tracing open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from results.store import Run
+
+_US = 1e6
+
+
+def export(run: Run, path: Path) -> None:
+    """Write computations, waits, transfers (as flows between nodes) and marks of a run.
+
+    One process per node: one thread per lane, one for what it sends. Times are microseconds, as the format wants.
+    Source of the format: "Trace Event Format" (Google, public document).
+    """
+    nodes = {name: number for number, name in enumerate(run.table("idle")["node"].astype(str), start=1)}
+    out: list[dict[str, Any]] = []
+    for name, pid in nodes.items():
+        out.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}})
+        out.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": _SENDS, "args": {"name": "sends"}})
+    for row in run.table("compute").itertuples():
+        out.append(_span(nodes[str(row.node)], int(row.lane), str(row.what), "compute", row.start_s, row.end_s))
+    for row in run.table("wait").itertuples():
+        name = f"wait: {row.kind} {row.tag}"
+        out.append(_span(nodes[str(row.node)], int(row.lane), name, "wait", row.start_s, row.end_s))
+    transfers = run.table("transfer")
+    for row in transfers[transfers["status"].astype(str) == "delivered"].itertuples():
+        src, dst = nodes[str(row.src)], nodes[str(row.dst)]
+        span = _span(src, _SENDS + int(row.connection), str(row.tag), "transfer", row.started_s, row.arrived_s)
+        span["args"] = {"to": str(row.dst), "round": int(row.round), "payload_bytes": int(row.payload_bytes)}
+        out.append(span)
+        flow = {"name": str(row.tag), "cat": "message", "id": int(row.serial)}
+        out.append({**flow, "ph": "s", "pid": src, "tid": _SENDS, "ts": row.started_s * _US})
+        out.append({**flow, "ph": "f", "bp": "e", "pid": dst, "tid": 0, "ts": row.arrived_s * _US})
+    marks = run.table("mark")
+    for row in marks[marks["kind"].isin(["round_start", "phase", "lost", "returned"])].itertuples():
+        name = f"round {row.number}" if str(row.kind) == "round_start" else str(row.name)
+        out.append(
+            {"ph": "i", "s": "p", "name": name, "pid": nodes[str(row.node)], "tid": 0, "ts": row.at_s * _US}
+        )
+    path.write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ms"}))
+
+
+_SENDS = 1_000_000
+"""Thread number of a node's sends: above every lane."""
+
+
+def _span(pid: int, tid: int, name: str, category: str, start_s: float, end_s: float) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "pid": pid,
+        "tid": tid,
+        "name": name,
+        "cat": category,
+        "ts": start_s * _US,
+        "dur": (end_s - start_s) * _US,
+    }
