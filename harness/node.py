@@ -325,6 +325,7 @@ class Node:
         An error in any activity ends the run, named.
         """
         activity = self._driver.start(self, coroutine, daemon)
+        self.activities = [known for known in self.activities if not known[0].done()]
         self.activities.append((activity, daemon))
         return activity
 
@@ -374,9 +375,9 @@ class Node:
         self._driver.evaluate(self, label, scorer, states, round)
 
 
-async def run_role(node: Node, role: Coroutine[Any, Any, Any]) -> None:
-    """Run one role to its end (rule 2): its coroutine, its non-daemon activities, its posts; then cancel daemons."""
-    await role
+async def run_role(node: Node, role: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
+    """Run one role to its end (rule 2): itself, its non-daemon activities, its posts; then cancel daemons."""
+    await role(node)
     for activity, daemon in list(node.activities):
         if not daemon:
             await activity

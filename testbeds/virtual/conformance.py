@@ -22,6 +22,8 @@ from torch.utils._pytree import tree_iter
 from harness import experiment
 from harness.errors import AmmeterError
 from harness.record import Recorder
+from harness.task.models.blocks import HALVE, ConvBlock, Dense
+from harness.task.models.heads import Head
 from testbeds.virtual.config import Config
 from testbeds.virtual.run import build, pinned_threads
 
@@ -40,10 +42,10 @@ class Finding:
 def small_model(input_shape: tuple[int, ...], num_classes: int) -> nn.Sequential:
     """Four blocks with a dropout and a batch norm between them, for [1, 8, 8] images."""
     return nn.Sequential(
-        nn.Sequential(nn.Conv2d(input_shape[0], 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
-        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * 16, 16), nn.ReLU()),
-        nn.Linear(16, num_classes),
+        ConvBlock(input_shape[0], 4),
+        ConvBlock(4, 4, pool=HALVE),
+        Dense(4 * 16, 16, dropout=0.5, pool="flatten"),
+        Head(16, num_classes),
     )
 
 

@@ -252,7 +252,7 @@ class VirtualDriver:
             self.recorder,
             self.prices,
             machine.profile,
-            [self.options.seed, zlib.crc32(name.encode()), 0x7E],
+            [self.options.seed, zlib.crc32(name.encode())],
             self.options.compute_jitter,
         )
         node = Node(name, self, self.topology, node_seed, machine.profile)
@@ -310,7 +310,7 @@ class VirtualDriver:
 
     def _begin(self, host: Host) -> None:
         self._mark(host, 0, record.ROLE_START, host.node.role, 0)
-        task = self.kernel.start(run_role(host.node, host.role(host.node)), host, host.lanes, False, record.JOIN)
+        task = self.kernel.start(run_role(host.node, host.role), host, host.lanes, False, record.JOIN)
         host.lanes = max(host.lanes + 1, 1)
         host.task = task
         task.add_done_callback(lambda _: self._role_over(host, task))

@@ -85,9 +85,13 @@ class Future:
 
 
 class Activity(Future):
-    """A running coroutine; its value is what the coroutine returns."""
+    """A running coroutine; its value is what the coroutine returns.
 
-    __slots__ = ("coroutine", "daemon", "lane", "owner", "send", "since", "waiting")
+    Attributes:
+        lane: its number on its node.  owner: the host it runs on.  since: when it began to wait.
+    """
+
+    __slots__ = ("coroutine", "daemon", "lane", "owner", "randomness", "send", "since", "waiting")
 
     def __init__(
         self, kernel: Kernel, coroutine: Coroutine[Any, Any, Any], owner: Any, lane: int, daemon: bool, kind: int
@@ -100,6 +104,7 @@ class Activity(Future):
         self.daemon = daemon
         self.waiting: Future | None = None
         self.since = 0.0
+        self.randomness: Any = None  # state of its torch generator, once it has one
 
     def cancel(self) -> None:
         """End the coroutine at the await where it stands."""

@@ -16,16 +16,19 @@ from harness.errors import DeviceOutOfMemory, ProtocolError
 from harness.record import COMPUTE, Recorder
 from profiles.device import DeviceProfile
 from profiles.price import seconds
-from testbeds.virtual.kernel import Future, Kernel
+from testbeds.virtual.kernel import Activity, Future, Kernel
 from testbeds.virtual.pricing import Entry, Prices
+
+
+_JITTER = 0x4A17
 
 
 class Job(Future):
     """One computation: a future of its value."""
 
-    __slots__ = ("begun", "due", "lane", "priced")
+    __slots__ = ("activity", "begun", "due", "priced")
 
-    lane: int
+    activity: Activity
     begun: float
     due: float
     priced: _Priced
@@ -76,17 +79,15 @@ class Processor:
         self._append: Callable[[bytes], None] = recorder.compute.append
         self._pack: Callable[..., bytes] = recorder.compute.pack
         self._jitter = jitter
-        self._noise = np.random.default_rng(seed) if jitter else None
-        generator = torch.Generator()
-        generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
-        self._generator_state = generator.get_state()
+        self._noise = np.random.default_rng([*seed, _JITTER]) if jitter else None
+        self._seed = seed
 
     def execute(self, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None) -> Job:
         """Queue `fn(*args)`; the job is done when its price has passed."""
         kernel = self._kernel
         job = Job(kernel, COMPUTE, "compute")
-        current = kernel.current
-        job.lane = current.lane if current is not None else 0
+        assert kernel.current is not None
+        job.activity = kernel.current
         if self._running is None:
             self._begin(job, fn, args, stand_in)
         else:
@@ -102,11 +103,11 @@ class Processor:
             key = price_key(fn, args)
             known = self._known.get(key)
             if known is None:
-                known, value = self._first(key, fn, args, stand_in)
+                known, value = self._first(job.activity, key, fn, args, stand_in)
             elif self._timing:
                 value = known.entry.value
             else:
-                value = self._run(fn, args)
+                value = self._run(job.activity, fn, args)
             job.priced = known
             duration, _, _, entry = known
             if self._timing:
@@ -137,14 +138,19 @@ class Processor:
         heappush(kernel.heap, (due, kernel.serial, self._end, job))
 
     def _first(
-        self, key: Any, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
+        self,
+        activity: Activity,
+        key: Any,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        stand_in: Callable[[], Any] | None,
     ) -> tuple[_Priced, Any]:
         """Meet a computation for the first time on this node."""
         entry = self._prices.entries.get(key)
         if entry is not None:
-            value = entry.value if self._timing else self._run(fn, args)
+            value = entry.value if self._timing else self._run(activity, fn, args)
         else:
-            with self._own_randomness():
+            with OwnRandomness(activity, self._seed):
                 entry, value = self._prices.trace(fn, args, stand_in is not None)
         known = _Priced(
             seconds(entry.work, self.profile), self._recorder.id(entry.name), entry.work.flops, entry
@@ -152,17 +158,14 @@ class Processor:
         self._known[key] = known
         return known, value
 
-    def _run(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        with self._own_randomness():
+    def _run(self, activity: Activity, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        with OwnRandomness(activity, self._seed):
             try:
                 return fn(*args)
             except StopIteration as error:
                 raise ProtocolError(
                     f"compute({getattr(fn, '__name__', fn)}): StopIteration came out of it; return a value instead"
                 ) from error
-
-    def _own_randomness(self) -> _OwnRandomness:
-        return _OwnRandomness(self)
 
     def _remember_peak(self, used: int, entry: Entry) -> None:
         self.peak_bytes = used
@@ -180,7 +183,7 @@ class Processor:
             return
         kernel = self._kernel
         _, what, flops, entry = job.priced
-        self._append(self._pack(self._node_id, job.lane, what, entry.samples, job.begun, kernel.now, flops))
+        self._append(self._pack(self._node_id, job.activity.lane, what, entry.samples, job.begun, kernel.now, flops))
         self._running = None
         if self._queue:
             self._next()
@@ -213,7 +216,7 @@ class Processor:
             share = (now - job.begun) / (job.due - job.begun)
             _, what, flops, entry = job.priced
             samples = int(entry.samples * share)
-            self._append(self._pack(self._node_id, job.lane, what, samples, job.begun, now, flops * share))
+            self._append(self._pack(self._node_id, job.activity.lane, what, samples, job.begun, now, flops * share))
         self._running = None
         self._queue.clear()
 
@@ -222,20 +225,28 @@ class Processor:
         self.resident_bytes = self.mail_bytes = self._kept_bytes = 0
 
 
-class _OwnRandomness:
-    """Swap the node's own torch generator state in, and out again (rule 8)."""
+class OwnRandomness:
+    """Swap an activity's own torch generator state in, and out again (rule 8).
 
-    __slots__ = ("_outer", "_processor")
+    The stream belongs to the activity, not to the node: a server that serves several devices' copies in the order
+    of arrival must not draw their dropout masks in that order.
+    """
 
-    def __init__(self, processor: Processor) -> None:
-        self._processor = processor
+    __slots__ = ("_activity", "_outer", "_seed")
+
+    def __init__(self, activity: Activity, seed: list[int]) -> None:
+        self._activity = activity
+        self._seed = seed
 
     def __enter__(self) -> None:
         self._outer = torch.get_rng_state()
-        torch.set_rng_state(self._processor._generator_state)
+        state = self._activity.randomness
+        if state is None:
+            seeds = np.random.SeedSequence([*self._seed, self._activity.lane])
+            torch.manual_seed(int(seeds.generate_state(1)[0]))
+        else:
+            torch.set_rng_state(state)
 
     def __exit__(self, *exception: object) -> None:
-        self._processor._generator_state = torch.get_rng_state()
+        self._activity.randomness = torch.get_rng_state()
         torch.set_rng_state(self._outer)
-
-
