@@ -144,7 +144,8 @@ def read(source: str, overrides: Iterable[str] = ()) -> Experiment:
         raise ConfigError(f"{where}: is {found}; an experiment is a mapping with at least name, methods and testbed")
     data = _numbers(data)
     for override in overrides:
-        _override(data, override)
+        key, value = override_value(override)
+        assign(data, key, value, f"override {override!r}")
     return parse(data, where)
 
 
@@ -189,15 +190,19 @@ def _numbers(value: Any) -> Any:
     return value
 
 
-def _override(data: dict[str, Any], override: str) -> None:
+def override_value(override: str) -> tuple[str, Any]:
+    """Split "a.b=value" into key and YAML value.
+
+    Raises:
+        ConfigError: it has another form.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write key=value, e.g. -s training.rounds=3")
     try:
-        value = _numbers(yaml.safe_load(text)) if text else None
+        return key, _numbers(yaml.safe_load(text)) if text else None
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
-    assign(data, key, value, f"override {override!r}")
 
 
 def assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:

@@ -51,9 +51,7 @@ class Method:
 def names() -> list[str]:
     """Return the names of the shipped methods, sorted."""
     package = importlib.import_module("methods")
-    return sorted(
-        found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_")
-    )
+    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_"))
 
 
 def load(name: str) -> Method:

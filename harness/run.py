@@ -20,9 +20,7 @@ Progress = Callable[[float], None]
 
 def workload(spec: RunSpec, nodes: Topology, data_root: Path | None) -> Workload:
     """Build the data, partition and model of a run."""
-    return Workload(
-        spec.task, spec.training, spec.seed, len(nodes.devices), spec.mode == "timing", data_root
-    )
+    return Workload(spec.task, spec.training, spec.seed, len(nodes.devices), spec.mode == "timing", data_root)
 
 
 def role(spec: RunSpec, load: Workload, kind: str) -> Callable[[Node], Coroutine[Any, Any, None]]:

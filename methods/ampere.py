@@ -178,9 +178,7 @@ async def _train_devices(node: Node, task: Task, config: Config) -> State:
         updates = await node.gather("update", from_=chosen, round=index)
         if updates.messages:
             samples = [message.meta["samples"] for message in updates.messages]
-            weights = await node.compute(
-                weighted_average, updates.payloads, shares(samples, task.training.weighting)
-            )
+            weights = await node.compute(weighted_average, updates.payloads, shares(samples, task.training.weighting))
         if task.due(index):
             node.evaluate(scorer, weights, label="auxiliary", round=index)
         if validator is not None and config.patience is not None:

@@ -54,9 +54,7 @@ async def server(node: Node, task: Task, config: Config) -> None:
         updates = await node.gather("update", from_=chosen, round=index)
         if updates.messages:
             samples = [message.meta["samples"] for message in updates.messages]
-            weights = await node.compute(
-                weighted_average, updates.payloads, shares(samples, task.training.weighting)
-            )
+            weights = await node.compute(weighted_average, updates.payloads, shares(samples, task.training.weighting))
         if task.due(index):
             node.evaluate(scorer, weights, round=index)
     node.close("weights")

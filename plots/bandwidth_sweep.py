@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from plots import style, units
-from plots.selection import one_configuration
+from plots.selection import decoded, one_configuration
 from plots.sweeps import draw_sweep
 from plots.tables import SWEEP, Tables
 
@@ -59,11 +59,12 @@ def _axis(summary: pd.DataFrame) -> str | None:
 
 
 def _holds_links(values: pd.Series[Any]) -> bool:
-    return bool(values.map(lambda value: isinstance(value, dict)).any())
+    return bool(values.map(lambda value: isinstance(decoded(value), dict)).any())
 
 
 def _bits_per_s(value: Any) -> float:
     """Return the bandwidth that a swept value stands for, NaN if none."""
+    value = decoded(value)
     if isinstance(value, dict):
         value = value.get("up_bps")
     try:

@@ -65,6 +65,16 @@ def one_configuration(tables: Tables, along: str | None = None) -> tuple[Tables,
     return tables.only(summary["run_id"].tolist()), "Of the sweep: " + ", ".join(notes)
 
 
+def decoded(value: Any) -> Any:
+    """Return a swept list or dict, which tables hold as JSON text, as what it is; anything else as it is."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
 def name(column: str) -> str:
     """Return what a swept column is called in a note: the last part of its key that is a word."""
     parts = [part for part in column.removeprefix(SWEEP).split(".") if not part.isdigit()]
@@ -73,6 +83,7 @@ def name(column: str) -> str:
 
 def describe(column: str, value: Any) -> str:
     """Return a swept value as people write it."""
+    value = decoded(value)
     if isinstance(value, dict):
         return ", ".join(f"{key} {describe(key, item)}" for key, item in value.items())
     if isinstance(value, (str, bool)) or not hasattr(value, "__float__"):

@@ -75,9 +75,11 @@ class Tables:
     def __post_init__(self) -> None:
         for name, columns in COLUMNS.items():
             frame: pd.DataFrame = getattr(self, name)
-            if frame.empty and not len(frame.columns):
-                object.__setattr__(self, name, pd.DataFrame(columns=list(columns)))
+            if frame.empty:
+                object.__setattr__(self, name, frame.reindex(columns=list(dict.fromkeys([*columns, *frame]))))
                 continue
+            if not frame.index.is_unique:  # joined from several runs' frames
+                object.__setattr__(self, name, frame.reset_index(drop=True))
             missing = [column for column in columns if column not in frame.columns]
             if missing:
                 raise StoreError(

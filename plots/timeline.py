@@ -70,7 +70,7 @@ def draw(
     rows = _rows(timeline)
     inside = timeline[(timeline["end_s"] > window.start_s) & (timeline["start_s"] < window.end_s)]
 
-    unit = units.seconds(window.end_s)
+    unit = units.seconds(max(window.end_s - window.start_s, window.end_s / 200))
     pitch = min(0.27, max(0.06, 2.6 / len(rows)))
     drawn = style.figure(style.PAGE_IN, 0.8 + pitch * len(rows))
     axes = drawn.subplots()
@@ -191,7 +191,8 @@ def _draw_marks(axes: Axes, marks: pd.DataFrame, window: Window, unit_s: float) 
             continue
         if at_s > window.end_s - slack and kind == "round_start":
             continue
-        text = {"round_start": f"round {number}", "round_end": f"end of round {number}"}.get(kind, str(name))
+        text = str(name) if kind == "phase" else f"round {int(number)}"
+        text = f"end of {text}" if kind == "round_end" else text
         near = next((at for at in named if abs(at - at_s) <= slack), float(at_s))
         if text not in named.setdefault(near, []):
             named[near].append(text)

@@ -28,9 +28,7 @@ _USER_FILE = re.compile(r"(?P<path>.+\.ya?ml)(?:/(?P<mode>[^/]*))?")
 
 def devices() -> list[str]:
     """Return the ids of the shipped device profiles: boards by name, modes in their file's order."""
-    return [
-        profile_id for name in sorted(_index("devices")) for profile_id in _shipped_board(name).profile_ids()
-    ]
+    return [profile_id for name in sorted(_index("devices")) for profile_id in _shipped_board(name).profile_ids()]
 
 
 def networks() -> list[str]:
@@ -76,10 +74,7 @@ def describe(profile_id: str) -> list[FigureRow]:
     else:
         board, mode = _board(profile_id, among=networks(), kind="device or network")
         figures = board.mode_figures(mode)
-    return [
-        FigureRow(key, figure.value, unit(key), figure.status, figure.source)
-        for key, figure in figures.items()
-    ]
+    return [FigureRow(key, figure.value, unit(key), figure.status, figure.source) for key, figure in figures.items()]
 
 
 def _board(profile_id: str, among: Iterable[str] = (), kind: str = "device") -> tuple[BoardFile, str | None]:

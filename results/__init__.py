@@ -1,11 +1,11 @@
 """What a run left behind, and what can be derived from it. Imports no torch.
 
-    events      a run's rows as data frames, to and from Parquet
-    idle        every second of every node blamed on its cause
-    checks      invariants: a run that does not add up is broken
-    summary     one run in one record, and its rounds
-    store       run folders: written whole or not at all
-    tables      many runs as tables; formats
-    trace       the timeline as Chrome trace JSON
-    environment the host and the versions a run was made with
+events      a run's rows as data frames, to and from Parquet
+idle        every second of every node blamed on its cause
+checks      invariants: a run that does not add up is broken
+summary     one run in one record, and its rounds
+store       run folders: written whole or not at all
+tables      many runs as tables; formats
+trace       the timeline as Chrome trace JSON
+environment the host and the versions a run was made with
 """

@@ -39,7 +39,8 @@ def violations(arrays: Mapping[str, Rows], idle: pd.DataFrame, outcome: Outcome,
     transfers = arrays["transfer"]
     delivered = transfers[transfers["status"] == record.DELIVERED]
     if len(delivered) and (
-        np.any(delivered["started_s"] < delivered["posted_s"]) or np.any(delivered["arrived_s"] < delivered["started_s"])
+        np.any(delivered["started_s"] < delivered["posted_s"])
+        or np.any(delivered["arrived_s"] < delivered["started_s"])
     ):
         found.append("a message arrived before it was sent")
     if len(transfers) and (

@@ -88,9 +88,7 @@ class Store:
         folder = self.folder(experiment, run_id)
         return load(folder) if state(folder) == "complete" else None
 
-    def record(
-        self, resolved: Mapping[str, Any], run_id: str, execute: Callable[[Recorder], Outcome]
-    ) -> Run:
+    def record(self, resolved: Mapping[str, Any], run_id: str, execute: Callable[[Recorder], Outcome]) -> Run:
         """Make one run: execute it, derive its figures, write its folder.
 
         Raises:
@@ -111,16 +109,16 @@ class Store:
             except BaseException as error:
                 with contextlib.suppress(OSError):
                     recorder.close()
-                    reason = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+                    reason = (
+                        "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+                    )
                     _write_status(folder, "failed", reason=reason)
                 raise
             _write_status(folder, "complete")
         return run
 
 
-def _finish(
-    folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome
-) -> Run:
+def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome) -> Run:
     """Write everything that is derived from a run's rows."""
     arrays = recorder.arrays()
     names = [node.name for node in outcome.nodes]

@@ -66,7 +66,11 @@ def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]
     src = transfer["src"].astype(object).map(roles)
     dst = transfer["dst"].astype(object).map(roles)
     figures: dict[str, int] = {}
-    for name, chosen in (("up", dst == "server"), ("down", src == "server"), ("lan", (src != "server") & (dst != "server"))):
+    for name, chosen in (
+        ("up", dst == "server"),
+        ("down", src == "server"),
+        ("lan", (src != "server") & (dst != "server")),
+    ):
         if name == "lan" and not chosen.any():
             continue
         for kind in ("payload", "wire"):
@@ -138,7 +142,13 @@ def metrics(metric: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=["model", "round", "at_s", "accuracy", "loss"])
     split = metric["name"].astype(str).str.split("/", n=1, expand=True)
     long = pd.DataFrame(
-        {"model": split[0], "figure": split[1], "round": metric["round"], "at_s": metric["at_s"], "value": metric["value"]}
+        {
+            "model": split[0],
+            "figure": split[1],
+            "round": metric["round"],
+            "at_s": metric["at_s"],
+            "value": metric["value"],
+        }
     )
     wide = long.pivot_table(index=["model", "round", "at_s"], columns="figure", values="value", sort=False)
     return wide.reset_index().rename_axis(columns=None)

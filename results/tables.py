@@ -47,7 +47,11 @@ def _traffic(run: Run) -> pd.DataFrame:
     grouped = (
         transfer.assign(direction=direction, tag=transfer["tag"].astype(str))
         .groupby(["tag", "direction"], sort=False)
-        .agg(messages=("serial", "size"), payload_bytes=("payload_bytes", "sum"), wire_bytes=("wire_bytes", "sum"))
+        .agg(
+            messages=("serial", "size"),
+            payload_bytes=("payload_bytes", "sum"),
+            wire_bytes=("wire_bytes", "sum"),
+        )
     )
     return grouped.reset_index()
 
@@ -61,6 +65,11 @@ def _idle(run: Run) -> pd.DataFrame:
     wide = run.table("idle")
     long = wide.melt(["node", "role"], list(COLUMNS), var_name="cause", value_name="seconds")
     return long.assign(fraction=long["seconds"] / run.summary["makespan_s"])
+
+
+def rounds(run: Run) -> pd.DataFrame:
+    """Return one row per round of one run: round, start_s, end_s, duration_s, payload_bytes."""
+    return _labelled(run, run.table("rounds"))
 
 
 def timeline(run: Run) -> pd.DataFrame:
@@ -246,7 +255,9 @@ def written(table: pd.DataFrame, how: str) -> str:
 
 def _latex(table: pd.DataFrame) -> str:
     """A booktabs table without dependencies; special characters escaped."""
-    escape = str.maketrans({"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": r"$>$", "{": r"\{", "}": r"\}"})
+    escape = str.maketrans(
+        {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": r"$>$", "{": r"\{", "}": r"\}"}
+    )
 
     def line(cells: Any) -> str:
         return " & ".join(str(cell).translate(escape) for cell in cells) + r" \\"
@@ -255,5 +266,14 @@ def _latex(table: pd.DataFrame) -> str:
     columns = "".join("r" if number else "l" for number in numeric)
     body = [line("" if pd.isna(cell) else cell for cell in row) for row in table.itertuples(index=False, name=None)]
     return "\n".join(
-        [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(table.columns), r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""]
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(table.columns),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
     )

@@ -39,9 +39,7 @@ def export(run: Run, path: Path) -> None:
     marks = run.table("mark")
     for row in marks[marks["kind"].isin(["round_start", "phase", "lost", "returned"])].itertuples():
         name = f"round {row.number}" if str(row.kind) == "round_start" else str(row.name)
-        out.append(
-            {"ph": "i", "s": "p", "name": name, "pid": nodes[str(row.node)], "tid": 0, "ts": row.at_s * _US}
-        )
+        out.append({"ph": "i", "s": "p", "name": name, "pid": nodes[str(row.node)], "tid": 0, "ts": row.at_s * _US})
     path.write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ms"}))
 
 

@@ -96,7 +96,8 @@ class Tracer(TorchDispatchMode):
         elif packet in _MATMUL:
             self.matmul_flops += flops
         elif packet in _NORM:
-            self.norm_bytes += _bytes((args, kwargs, out))
+            # per-channel statistics are left out: which of them an operator returns differs between devices
+            self.norm_bytes += _bytes((args, kwargs, out[0]))
         else:
             self.other_bytes += _bytes((args, kwargs, out))
         return out
@@ -158,15 +159,18 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Work]:
     tensor as an argument: the first is charged `kept_bytes`, the second releases them (our accounting rule;
     a graph that is dropped unused stays charged).
     """
-    released = sum(getattr(tensor, _GRAPH_BYTES, 0) for tensor in _graphs(args))
+    released = round(sum(getattr(tensor, _GRAPH_BYTES, 0.0) for tensor in _graphs(args)))
     tracer = Tracer()
     with tracer:
         value = fn(*args)
     tracer.forgive()
-    graphs = _graphs(value)
-    held = 0
-    if graphs:
-        held = tracer.live_bytes
-        for tensor in graphs:
-            setattr(tensor, _GRAPH_BYTES, held // len(graphs))
+    held = tag_graphs(value, tracer.live_bytes)
     return value, tracer.work(held - released)
+
+
+def tag_graphs(value: Any, held_bytes: int) -> int:
+    """Write on the returned graphs how much they hold together; return that, 0 if there are none."""
+    graphs = _graphs(value)
+    for tensor in graphs:
+        setattr(tensor, _GRAPH_BYTES, held_bytes / len(graphs))
+    return held_bytes if graphs else 0

@@ -67,9 +67,7 @@ def partition(
     chosen = _choose(labels, config.samples, rng)
     total = len(chosen)
     if clients > total:
-        raise ConfigError(
-            f"{clients} clients for {total} training samples; use fewer clients or more samples"
-        )
+        raise ConfigError(f"{clients} clients for {total} training samples; use fewer clients or more samples")
     if config.min_samples * clients > total:
         raise ConfigError(
             f"partition.min_samples {config.min_samples} for {clients} clients needs "

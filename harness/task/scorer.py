@@ -25,7 +25,11 @@ class Scorer:
     """
 
     def __init__(
-        self, modules: list[dict[str, nn.Module]], dataset: Dataset, samples: int | None, batch_statistics: bool
+        self,
+        modules: list[dict[str, nn.Module]],
+        dataset: Dataset,
+        samples: int | None,
+        batch_statistics: bool,
     ) -> None:
         self._parts = modules
         self._states = [{name: FlatState(module) for name, module in parts.items()} for parts in modules]

@@ -86,9 +86,7 @@ class Workload:
             )
         self.validation = np.sort(order[: config.validation_samples])
         rest = np.sort(order[config.validation_samples :])
-        parts = partition(
-            labels[rest], None if owners is None else owners[rest], clients, config.partition, rng
-        )
+        parts = partition(labels[rest], None if owners is None else owners[rest], clients, config.partition, rng)
         self.parts = [rest[part] for part in parts]
         self.histogram = label_histogram(self.parts, labels, self.info.num_classes)
         self._shards: dict[int, Shard] = {}
@@ -112,7 +110,12 @@ class Workload:
         with torch.random.fork_rng(devices=[]), torch.device(device):
             torch.manual_seed(self._torch_seed(b"model"))
             return models.build(
-                self.config.model, info.kind, info.input_shape, info.num_classes, info.vocabulary, self.config.norm
+                self.config.model,
+                info.kind,
+                info.input_shape,
+                info.num_classes,
+                info.vocabulary,
+                self.config.norm,
             )
 
     def _torch_seed(self, purpose: bytes) -> int:
@@ -152,9 +155,7 @@ class Workload:
             f"{self.config.model}[{piece.start}:{piece.stop}] {self.info.input_shape} -> {self.info.num_classes} "
             f"{self.config.norm} {piece.auxiliary}"
         )
-        trainer = Trainer(
-            parts["block"], parts.get("head"), self.training.optimizer, self.training.batch_norm, name
-        )
+        trainer = Trainer(parts["block"], parts.get("head"), self.training.optimizer, self.training.batch_norm, name)
         if self.timing:
             self._trainers[piece] = trainer
         return trainer

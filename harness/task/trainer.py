@@ -64,9 +64,7 @@ class Trainer:
 
     def weights(self, part: str | None = None) -> State:
         """Return a copy of the weights, {"block": float32 [n], "head": float32 [m]}, or of one part only."""
-        return {
-            name: state.copy(self._buffers) for name, state in self._state.items() if part is None or name == part
-        }
+        return {name: state.copy(self._buffers) for name, state in self._state.items() if part is None or name == part}
 
     def load(self, weights: State) -> None:
         """Overwrite the weights of the parts given."""
@@ -153,9 +151,7 @@ class Trainer:
 def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     parameters = parameters or [nn.Parameter(torch.empty(0))]
     if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
 

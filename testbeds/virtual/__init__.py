@@ -1,15 +1,15 @@
 """The virtual testbed: time is simulated, computations are priced, transfers share simulated links.
 
-    config      the experiment's `testbed` section
-    machines    profiles and links of every node
-    run         one run, from its spec to its rows
-    driver      the primitives below a Node
-    kernel      the clock: a heap and the coroutines that wait
-    processor   one processor per node, first come first served
-    pricing     each computation is traced once
-    channel     FIFO messages between a pair of nodes
-    network     flows on links; `fair`: who gets how much
-    wire        bytes of framing
+config      the experiment's `testbed` section
+machines    profiles and links of every node
+run         one run, from its spec to its rows
+driver      the primitives below a Node
+kernel      the clock: a heap and the coroutines that wait
+processor   one processor per node, first come first served
+pricing     each computation is traced once
+channel     FIFO messages between a pair of nodes
+network     flows on links; `fair`: who gets how much
+wire        bytes of framing
 """
 
 from testbeds.virtual.config import Config, check

@@ -69,9 +69,7 @@ def check(name: str, settings: dict[str, Any] | None = None, trials: int = 4, se
         hashes.append(seen)
         unread.append(outcome.unread)
     findings.append(Finding("keeps the rules under random speeds and delays", True, f"{trials} runs"))
-    findings.append(
-        Finding("reads every message", not any(unread), f"unread messages per run: {unread}")
-    )
+    findings.append(Finding("reads every message", not any(unread), f"unread messages per run: {unread}"))
     spec = _spec(name, given, "learn", 0, seed)
     synchronous = spec.method.synchronous(spec.config)
     findings.append(_same_weights(hashes, synchronous))
@@ -109,7 +107,12 @@ def _spec(name: str, settings: dict[str, Any], mode: str, trial: int, seed: int)
 
     def link() -> dict[str, float]:
         up_bps, down_bps = (10 ** rng.uniform(5, 9, size=2)).tolist()
-        return {"up_bps": up_bps, "down_bps": down_bps, "latency_s": float(rng.uniform(0, 0.1)), "jitter_s": 0.01}
+        return {
+            "up_bps": up_bps,
+            "down_bps": down_bps,
+            "latency_s": float(rng.uniform(0, 0.1)),
+            "jitter_s": 0.01,
+        }
 
     groups = [{"profile": profiles[int(rng.integers(4))], "network": link()} for _ in range(DEVICES)]
     parsed = experiment.parse(

@@ -28,6 +28,7 @@ from testbeds.virtual.pricing import Prices
 from testbeds.virtual.processor import Processor
 from testbeds.virtual.wire import Framing
 
+
 @dataclass(frozen=True)
 class Machine:
     """What a node runs on: a profile, and its links (bytes per second; inf = never a bottleneck).
@@ -162,7 +163,13 @@ class VirtualDriver:
         for message in messages:
             barrier.append(
                 barrier.pack(
-                    self._barriers, me, ids(message.src), round_index, message.serial, message.arrived_s, last_s
+                    self._barriers,
+                    me,
+                    ids(message.src),
+                    round_index,
+                    message.serial,
+                    message.arrived_s,
+                    last_s,
                 )
             )
         self._barriers += 1
@@ -387,5 +394,6 @@ class VirtualDriver:
             lines.append(f"{host.name} waits for {'; '.join(wants) or 'an activity of its own'}")
         shown = lines[:8] + ([f"and {len(lines) - 8} more nodes"] if len(lines) > 8 else [])
         return DeadlockError(
-            f"nobody can move at {self.kernel.now:.6g} s and {len(lines)} roles are unfinished:\n  " + "\n  ".join(shown)
+            f"nobody can move at {self.kernel.now:.6g} s and {len(lines)} roles are unfinished:\n  "
+            + "\n  ".join(shown)
         )

@@ -69,7 +69,7 @@ class Flow:
 class _Class:
     """Flows with the same cap; `served` bytes per flow at time `since` (or at hub level clock `since_level`)."""
 
-    __slots__ = ("alive", "cap", "flows", "level", "served", "serial", "since", "stamp")
+    __slots__ = ("alive", "cap", "flows", "level", "serial", "served", "since", "stamp")
 
     def __init__(self, cap: float) -> None:
         self.cap = cap
@@ -430,5 +430,3 @@ def water_fill(paths: Iterable[tuple[Link, ...]]) -> list[float]:
                 users[link] -= count[path]
         open_paths = still_open
     return [rates[path] for path in flows]
-
-

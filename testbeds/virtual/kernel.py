@@ -13,7 +13,6 @@ from collections.abc import Callable, Coroutine, Generator
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
-
 REST_EVENTS = 100_000
 """After how many events the kernel looks after memory."""
 
@@ -94,7 +93,13 @@ class Activity(Future):
     __slots__ = ("coroutine", "daemon", "lane", "owner", "randomness", "send", "since", "waiting")
 
     def __init__(
-        self, kernel: Kernel, coroutine: Coroutine[Any, Any, Any], owner: Any, lane: int, daemon: bool, kind: int
+        self,
+        kernel: Kernel,
+        coroutine: Coroutine[Any, Any, Any],
+        owner: Any,
+        lane: int,
+        daemon: bool,
+        kind: int,
     ) -> None:
         super().__init__(kernel, kind, "activity")
         self.coroutine = coroutine
@@ -170,9 +175,7 @@ class Kernel:
         self.at(self.now + delay_s, timer.fire)
         return timer
 
-    def start(
-        self, coroutine: Coroutine[Any, Any, Any], owner: Any, lane: int, daemon: bool, kind: int
-    ) -> Activity:
+    def start(self, coroutine: Coroutine[Any, Any, Any], owner: Any, lane: int, daemon: bool, kind: int) -> Activity:
         """Start a coroutine; it runs before the clock moves on."""
         activity = Activity(self, coroutine, owner, lane, daemon, kind)
         activity.since = self.now
@@ -267,6 +270,7 @@ class Kernel:
                     waiting.waiter = activity
                 else:  # somebody else waits for the same future
                     waiting.add_done_callback(lambda _: self.wake(activity))
+
 
 def _cancelled(entry: tuple[float, int, Callable[[Any], Any], Any]) -> bool:
     timer = getattr(entry[2], "__self__", None)

@@ -168,7 +168,8 @@ class _General:
         self._stamp += 1
         if flows:
             left_s, first = min(
-                ((flow.remaining / self._flows[flow], i) for i, flow in enumerate(flows)), key=lambda pair: pair
+                ((flow.remaining / self._flows[flow], i) for i, flow in enumerate(flows)),
+                key=lambda pair: pair,
             )
             self._kernel.at(self._kernel.now + left_s, self._fire, (self._stamp, flows[first]))
 

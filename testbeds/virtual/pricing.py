@@ -76,7 +76,11 @@ class Prices:
             raise
         plain = any(not isinstance(leaf, (torch.Tensor, type(None))) for leaf in tree_iter(value))
         entry = self.entries[key] = Entry(
-            name, work, value if self.timing else None, plain, sum(arg.samples for arg in args if isinstance(arg, Batch))
+            name,
+            work,
+            value if self.timing else None,
+            plain,
+            sum(arg.samples for arg in args if isinstance(arg, Batch)),
         )
         return entry, value
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from collections import deque
 from collections.abc import Callable
 from heapq import heappush
@@ -12,13 +11,13 @@ import numpy as np
 import torch
 
 from harness.cost.key import key as price_key
+from harness.cost.trace import tag_graphs
 from harness.errors import DeviceOutOfMemory, ProtocolError
 from harness.record import COMPUTE, Recorder
 from profiles.device import DeviceProfile
 from profiles.price import seconds
 from testbeds.virtual.kernel import Activity, Future, Kernel
 from testbeds.virtual.pricing import Entry, Prices
-
 
 _JITTER = 0x4A17
 
@@ -107,7 +106,7 @@ class Processor:
             elif self._timing:
                 value = known.entry.value
             else:
-                value = self._run(job.activity, fn, args)
+                value = self._run(job.activity, fn, args, known.entry)
             job.priced = known
             duration, _, _, entry = known
             if self._timing:
@@ -148,24 +147,25 @@ class Processor:
         """Meet a computation for the first time on this node."""
         entry = self._prices.entries.get(key)
         if entry is not None:
-            value = entry.value if self._timing else self._run(activity, fn, args)
+            value = entry.value if self._timing else self._run(activity, fn, args, entry)
         else:
             with OwnRandomness(activity, self._seed):
                 entry, value = self._prices.trace(fn, args, stand_in is not None)
-        known = _Priced(
-            seconds(entry.work, self.profile), self._recorder.id(entry.name), entry.work.flops, entry
-        )
+        known = _Priced(seconds(entry.work, self.profile), self._recorder.id(entry.name), entry.work.flops, entry)
         self._known[key] = known
         return known, value
 
-    def _run(self, activity: Activity, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def _run(self, activity: Activity, fn: Callable[..., Any], args: tuple[Any, ...], entry: Entry) -> Any:
         with OwnRandomness(activity, self._seed):
             try:
-                return fn(*args)
+                value = fn(*args)
             except StopIteration as error:
                 raise ProtocolError(
                     f"compute({getattr(fn, '__name__', fn)}): StopIteration came out of it; return a value instead"
                 ) from error
+        if entry.work.kept_bytes > 0:  # so that whoever takes the graph knows what it releases
+            tag_graphs(value, entry.work.kept_bytes)
+        return value
 
     def _remember_peak(self, used: int, entry: Entry) -> None:
         self.peak_bytes = used

@@ -48,9 +48,7 @@ def build(
     return driver, found, load
 
 
-def run(
-    spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progress: Progress | None = None
-) -> Outcome:
+def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progress: Progress | None = None) -> Outcome:
     """Run `spec` on the virtual clock.
 
     Raises:

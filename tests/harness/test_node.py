@@ -664,6 +664,39 @@ def test_two_activities_may_wait_for_the_same_thing():
     assert ended == [("a", 2.0), ("b", 2.0)]
 
 
+def test_a_second_waiter_that_is_cancelled_does_not_take_the_wake_up_with_it():
+    async def work(node: Node) -> None:
+        await node.compute(burn, 2)
+
+    async def wait(thing: Any) -> None:
+        await thing
+
+    async def server(node: Node) -> None:
+        worker = node.spawn(work(node), daemon=False)
+        first, second = node.spawn(wait(worker), daemon=False), node.spawn(wait(worker))
+        await node.sleep(1)
+        second.cancel()
+        await node.join(first)
+        assert node.now_s == 2.0
+
+    run({"server": server})
+
+
+def test_a_handle_may_be_awaited_by_several_activities():
+    arrived = []
+
+    async def wait(node: Node, handle: Any) -> None:
+        await handle
+        arrived.append(node.now_s)
+
+    async def device(node: Node) -> None:
+        handle = node.post(SERVER, "x", letter(128))
+        await node.join(*[node.spawn(wait(node, handle), daemon=False) for _ in range(3)])
+
+    run({"device-0": device, "server": lambda node: node.sleep(8)}, {"device-0": {"up": 64}})
+    assert arrived == [2.0, 2.0, 2.0]
+
+
 def test_a_role_ends_after_its_activities_that_are_no_daemons():
     async def work(node: Node) -> None:
         await node.sleep(4)

@@ -25,7 +25,7 @@ VGG5_CIFAR = 582_346 + 2 * (32 + 64 + 64)
 """582,346 parameters is the sheet's own count (split_baselines, section 0); batch norm adds its two buffers."""
 
 Runner = Callable[..., Any]
-UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 1.0, "samples": 101, "min_samples": 5}}
+UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 0.3, "samples": 101, "min_samples": 5}}
 
 
 # ---- bytes -------------------------------------------------------------------------------------------------------

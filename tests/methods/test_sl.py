@@ -26,7 +26,7 @@ DEVICE_BLOCK = {1: 448, 2: 19_200, 3: 56_384, 4: 89_280}
 CUT = {1: 512, 2: 256, 3: 256, 4: 128}
 
 Runner = Callable[..., Any]
-UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 1.0, "samples": 101, "min_samples": 5}}
+UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 0.3, "samples": 101, "min_samples": 5}}
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
@@ -118,12 +118,8 @@ def test_a_round_is_the_sum_of_everything(run: Runner, board: Any) -> None:
     inside = compute[(compute["start_s"] >= start) & (compute["end_s"] <= end)]
     assert done.round_seconds() == pytest.approx([float((inside["end_s"] - inside["start_s"]).sum())], rel=1e-12)
     assert sum(done.seconds(device) for device in done.devices) < done.round_seconds()[0]
-    order = np_argsort(inside["start_s"])
-    assert (inside["start_s"][order][1:] >= inside["end_s"][order][:-1]).all()
-
-
-def np_argsort(values: Any) -> Any:
-    return values.argsort(kind="stable")
+    inside = inside[inside["start_s"].argsort(kind="stable")]
+    assert (inside["start_s"][1:] >= inside["end_s"][:-1]).all()
 
 
 def test_an_iteration_on_a_slow_link_by_hand(run: Runner) -> None:
@@ -152,7 +148,7 @@ def test_an_iteration_on_a_slow_link_by_hand(run: Runner) -> None:
     assert done.round_seconds() == pytest.approx([0.05216 + 0.04 + computed], rel=1e-12)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.35, 0.6, 0.8])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.35, 0.6, 0.7])
 @pytest.mark.parametrize("victim", ["device-0", "device-2"])
 def test_the_run_goes_on_without_a_device_that_dies(run: Runner, share: float, victim: str) -> None:
     healthy = run("sl", mode="timing", training={"rounds": 3})
@@ -206,3 +202,4 @@ def test_a_refused_setting_leaves_no_python_warning(run: Runner, recwarn: pytest
     """The roles that never began are closed quietly; a user's mistake shows one line and nothing else."""
     with pytest.raises(ConfigError):
         run({"name": "sl", "split_point": 5})
+    assert not [str(warning.message) for warning in recwarn]

@@ -16,7 +16,7 @@ CUT = {1: 512, 2: 256, 3: 256, 4: 128}
 """Parameters + floating buffers, and floats per sample at the cut, of VGG-5 on digits: derived in test_sl."""
 
 Runner = Callable[..., Any]
-UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 1.0, "samples": 101, "min_samples": 5}}
+UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 0.3, "samples": 101, "min_samples": 5}}
 WHOLE = {"partition": {"samples": 96}}
 """Three devices, two whole batches of 16 each."""
 

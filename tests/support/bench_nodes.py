@@ -158,9 +158,11 @@ class Bench:
 
     @property
     def balanced(self) -> bool:
-        """Whether sent = consumed + unread + undelivered + in flight (rule 2)."""
+        """Whether sent = consumed + unread + undelivered + in flight (rule 2), and every message has one row."""
         end = self.outcome
-        return end.sent == end.consumed + end.unread + end.undelivered + end.in_flight
+        serials = sorted(row["serial"] for row in self.rows("transfer"))
+        counted = end.consumed + end.unread + end.undelivered + end.in_flight
+        return end.sent == counted and serials == list(range(end.sent))
 
 
 def run(roles: Mapping[str, Role], machines: Mapping[str, Any] | None = None, **options: Any) -> Bench:

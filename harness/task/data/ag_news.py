@@ -66,15 +66,12 @@ def load(root: Path | None) -> Dataset:
 
 def read_sequences(path: Path, remedy: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Return word ids int32 [N, 64], cut or padded at the end, and labels int64 [N]."""
-    arrays = read_npz(
-        path, {"tokens": (np.uint16, 1), "offsets": (np.uint32, 1), "labels": (np.uint8, 1)}, remedy
-    )
+    arrays = read_npz(path, {"tokens": (np.uint16, 1), "offsets": (np.uint32, 1), "labels": (np.uint8, 1)}, remedy)
     tokens, labels = arrays["tokens"], arrays["labels"]
     offsets = arrays["offsets"].astype(np.int64)
     if len(offsets) != len(labels) + 1:
         raise DataError(
-            f"{path}: expected {len(labels) + 1} offsets for {len(labels)} labels, "
-            f"found {len(offsets)}: {remedy}"
+            f"{path}: expected {len(labels) + 1} offsets for {len(labels)} labels, found {len(offsets)}: {remedy}"
         )
     if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
         raise DataError(

@@ -49,12 +49,8 @@ def load(root: Path | None) -> Dataset:
     remedy = ORIGINALS.remedy(INFO.name)
     folder = folder_with(root, _FOLDERS, (*_TRAIN_FILES, _TEST_FILE), remedy)
     batches = [read_batch(folder / name, _RECORDS, remedy) for name in _TRAIN_FILES]
-    train = Split(
-        torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches])
-    )
-    return Dataset(
-        info=INFO, train=train, test=read_batch(folder / _TEST_FILE, _RECORDS, remedy), scale=_SCALE
-    )
+    train = Split(torch.cat([batch.inputs for batch in batches]), torch.cat([batch.labels for batch in batches]))
+    return Dataset(info=INFO, train=train, test=read_batch(folder / _TEST_FILE, _RECORDS, remedy), scale=_SCALE)
 
 
 def read_batch(path: Path, records: int, remedy: str) -> Split:

@@ -83,9 +83,7 @@ class Dataset:
     train: Split
     test: Split
     scale: Scale | None
-    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(
-        init=False, repr=False, default_factory=dict
-    )
+    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self.info, "train", self.train, self.info.train_counts)

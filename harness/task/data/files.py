@@ -48,8 +48,7 @@ def read_gzip(path: Path, remedy: str) -> bytes:
         return gzip.decompress(data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"{path}: expected a whole gzip file, found {len(data)} bytes that do not decompress "
-            f"({error}): {remedy}"
+            f"{path}: expected a whole gzip file, found {len(data)} bytes that do not decompress ({error}): {remedy}"
         ) from error
 
 
@@ -67,9 +66,7 @@ def read_idx(path: Path, ndim: int, remedy: str) -> npt.NDArray[np.uint8]:
             f"found {int.from_bytes(data[:4], 'big')}: {remedy}"
         )
     if len(data) < header_bytes:
-        raise DataError(
-            f"{path}: expected an IDX header of {header_bytes} bytes, found {len(data)} bytes: {remedy}"
-        )
+        raise DataError(f"{path}: expected an IDX header of {header_bytes} bytes, found {len(data)} bytes: {remedy}")
     shape = tuple(int.from_bytes(data[4 + 4 * k : 8 + 4 * k], "big") for k in range(ndim))
     expected_bytes = header_bytes + math.prod(shape)
     if len(data) != expected_bytes:
@@ -95,9 +92,7 @@ def read_npz(
                     if name in archive.files:
                         found[name] = archive[name]
     except Exception as error:  # zip, zlib and numpy each raise their own kinds for damaged bytes
-        raise DataError(
-            f"{path}: expected a NumPy .npz archive, found a damaged one ({error}): {remedy}"
-        ) from error
+        raise DataError(f"{path}: expected a NumPy .npz archive, found a damaged one ({error}): {remedy}") from error
     for name, (dtype, ndim) in arrays.items():
         if name not in found:
             raise DataError(
@@ -120,8 +115,7 @@ def read_lines(path: Path, remedy: str) -> list[str]:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line}: expected UTF-8 text, found byte 0x{data[error.start]:02x} "
-            f"({error.reason}): {remedy}"
+            f"{path}, line {line}: expected UTF-8 text, found byte 0x{data[error.start]:02x} ({error.reason}): {remedy}"
         ) from error
     lines = [line.rstrip("\r") for line in text.split("\n")]
     if lines[-1] == "":

@@ -22,9 +22,7 @@ class Originals:
 
     def remedy(self, name: str) -> str:
         """What to do when the files of data set `name` are missing or damaged."""
-        return (
-            f"run `ammeter data fetch {name}`, or set AMMETER_DATA or --data DIR to the folder that has them"
-        )
+        return f"run `ammeter data fetch {name}`, or set AMMETER_DATA or --data DIR to the folder that has them"
 
 
 @dataclass(frozen=True)

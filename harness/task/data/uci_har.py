@@ -71,15 +71,13 @@ def read_windows(path: Path, remedy: str) -> tuple[Split, Split]:
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or x.shape[1:] != INFO.input_shape:
         raise DataError(
-            f"{path}: expected x [N, 9, 128] and N of each other array, found x {list(x.shape)} and "
-            f"{lengths}: {remedy}"
+            f"{path}: expected x [N, 9, 128] and N of each other array, found x {list(x.shape)} and {lengths}: {remedy}"
         )
     check_labels(path, y, INFO.num_classes, remedy)
     wrong = np.flatnonzero((subject < 1) | (subject > _SUBJECTS))
     if len(wrong):
         raise DataError(
-            f"{path}: expected subjects from 1 to {_SUBJECTS}, found {subject[wrong[0]]} "
-            f"at window {wrong[0]}: {remedy}"
+            f"{path}: expected subjects from 1 to {_SUBJECTS}, found {subject[wrong[0]]} at window {wrong[0]}: {remedy}"
         )
     people = np.unique(subject[~test])
     people = np.concatenate([people, np.setdiff1d(subject[test], people)])

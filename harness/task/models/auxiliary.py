@@ -115,14 +115,10 @@ def _mlp(
         channels, features = cut[0], _num_features(cut, pool)
         vector = FeaturePool(pool)
     hidden = narrow(channels, width)
-    return nn.Sequential(
-        OrderedDict(pool=vector, hidden=Dense(features, hidden), head=Head(hidden, num_classes))
-    )
+    return nn.Sequential(OrderedDict(pool=vector, hidden=Dense(features, hidden), head=Head(hidden, num_classes)))
 
 
-def _classifier(
-    shape: tuple[int, ...], num_classes: int, pool: PoolKind, tokens: TokenHead | None
-) -> nn.Module:
+def _classifier(shape: tuple[int, ...], num_classes: int, pool: PoolKind, tokens: TokenHead | None) -> nn.Module:
     """Return the dense classifier of a sample of `shape`; a sequence is pooled as in the head `tokens`."""
     if tokens is not None and len(shape) == 2:
         return TokenHead(shape[1], num_classes, pool=tokens.pool.pool)

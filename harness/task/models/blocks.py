@@ -156,9 +156,7 @@ class Dense(nn.Module):
     ) -> None:
         super().__init__()
         self.out_features = out_features
-        self._remake = functools.partial(
-            type(self), in_features, activation=activation, dropout=dropout, pool=pool
-        )
+        self._remake = functools.partial(type(self), in_features, activation=activation, dropout=dropout, pool=pool)
         self.pool = FeaturePool(pool)
         self.linear = nn.Linear(in_features, out_features)
         self.activation = activation_layer(activation)

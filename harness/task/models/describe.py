@@ -45,9 +45,7 @@ def macs(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | N
     return flops // 2  # the counter takes a multiply-accumulate for two operations
 
 
-def output_shape(
-    module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None = None
-) -> tuple[int, ...]:
+def output_shape(module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> tuple[int, ...]:
     """Return the shape of one sample behind `module`; arguments and errors as in `macs`."""
     return tuple(_run_on_meta(module, input_shape, dtype).shape[1:])
 

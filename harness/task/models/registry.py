@@ -94,13 +94,10 @@ def _names_for(kind: str) -> list[str]:
 def _modules() -> dict[str, ModuleType]:
     """Return every module of this folder that describes a model, by the model's name."""
     modules = (
-        importlib.import_module(f"{package.__name__}.{found.name}")
-        for found in pkgutil.iter_modules(package.__path__)
+        importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
     )
     return {
-        module.__name__.rpartition(".")[2].replace("_", "-"): module
-        for module in modules
-        if hasattr(module, "INFO")
+        module.__name__.rpartition(".")[2].replace("_", "-"): module for module in modules if hasattr(module, "INFO")
     }
 
 
@@ -115,9 +112,7 @@ def _is_users_own(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
-def _build_users_own(
-    name: str, input_shape: tuple[int, ...], num_classes: int, **offered: Any
-) -> nn.Sequential:
+def _build_users_own(name: str, input_shape: tuple[int, ...], num_classes: int, **offered: Any) -> nn.Sequential:
     function = _load(name)
     taken = inspect.signature(function).parameters
     wanted = {key: value for key, value in offered.items() if key in taken}
@@ -128,9 +123,7 @@ def _build_users_own(
             "wrap the network's blocks in nn.Sequential, so that it can be split between them"
         )
     if len(model) < 2:
-        raise ConfigError(
-            f"{name} returned an nn.Sequential of {len(model)} block(s); a split needs at least 2"
-        )
+        raise ConfigError(f"{name} returned an nn.Sequential of {len(model)} block(s); a split needs at least 2")
     return model
 
 

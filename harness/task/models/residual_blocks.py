@@ -29,9 +29,7 @@ class ResidualBlock(nn.Module):
         self.first = make(in_channels, out_channels, 3, stride)
         self.second = make(out_channels, out_channels, 3, activation="none")
         same = stride == 1 and in_channels == out_channels
-        self.shortcut = (
-            nn.Identity() if same else make(in_channels, out_channels, 1, stride, activation="none")
-        )
+        self.shortcut = nn.Identity() if same else make(in_channels, out_channels, 1, stride, activation="none")
         self.activation = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,9 +12,7 @@ from harness.task.models.heads import TokenHead
 from harness.task.models.model_info import ModelInfo
 from harness.task.models.token_blocks import EncoderBlock, TokenEmbedding
 
-INFO = ModelInfo(
-    "Text transformer, 6 blocks", "Vaswani et al. 2017, arXiv:1706.03762 (pre-norm encoder)", ("tokens",)
-)
+INFO = ModelInfo("Text transformer, 6 blocks", "Vaswani et al. 2017, arXiv:1706.03762 (pre-norm encoder)", ("tokens",))
 
 DIM, DEPTH, HEADS, MLP_DIM = 256, 6, 4, 1024
 

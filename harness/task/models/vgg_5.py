@@ -15,9 +15,7 @@ from harness.task.models.blocks import HALVE, ConvBlock, Dense
 from harness.task.models.heads import Head
 from harness.task.models.model_info import ModelInfo, require_at_least
 
-INFO = ModelInfo(
-    "VGG-5", "Wu et al. 2022, FedAdapt, arXiv:2107.04271; layers of its group's code", ("image",)
-)
+INFO = ModelInfo("VGG-5", "Wu et al. 2022, FedAdapt, arXiv:2107.04271; layers of its group's code", ("image",))
 
 
 def build(input_shape: tuple[int, ...], num_classes: int, *, norm: str = "batch", **_: Any) -> nn.Sequential:

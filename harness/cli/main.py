@@ -1,0 +1,65 @@
+"""The command line: find the verb, run it, turn errors into one sentence and an exit code.
+
+Exit codes: 0 done; 1 the verb's own "no" (a comparison beyond its tolerance, a failed check); 2 something is wrong
+with what the user gave (or the disk), said in one sentence; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+import harness.cli as package
+from harness.errors import AmmeterError
+
+
+def verbs() -> dict[str, ModuleType]:
+    """Return every verb's module by name."""
+    found = {}
+    for entry in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{entry.name}")
+        if hasattr(module, "HELP"):
+            found[entry.name.removesuffix("_")] = module
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the whole command's parser."""
+    top = argparse.ArgumentParser(
+        prog="ammeter",
+        description="Measure split federated learning systems: time, bytes and idle time you can trust.",
+    )
+    commands = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, module in verbs().items():
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        module.arguments(command)
+        command.set_defaults(main=module.main)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    try:
+        args = parser().parse_args(arguments)
+        code: int = args.main(args)
+        sys.stdout.flush()
+    except AmmeterError as error:
+        print(f"ammeter: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ammeter: interrupted; complete runs are kept, the same command makes the others", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,31 @@
+"""Print a table of runs: one row per run, per scored model, per message kind, per node and cause, per round."""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+
+from harness.cli import common
+from results import tables
+
+HELP = "print a table of runs"
+
+_TABLES = {
+    "runs": tables.summaries,
+    "metrics": tables.metrics,
+    "traffic": tables.traffic,
+    "idle": tables.idle,
+    "rounds": lambda runs: pd.concat([tables.rounds(run) for run in runs], ignore_index=True),
+}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_runs(parser)
+    parser.add_argument("--what", choices=list(_TABLES), default="runs", help="which table (default: runs)")
+    common.add_format(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    common.show(_TABLES[args.what](common.find_runs(args)), args.format)
+    return 0
