@@ -68,7 +68,7 @@ class Experiment(Section):
     training: TrainingConfig = TrainingConfig()
     methods: list[str | dict[str, Any]] = Field(min_length=1)
     testbed: dict[str, Any]
-    sweep: dict[str, list[Any]] = {}
+    sweep: dict[str, list[Any]] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class _Stream:
         self._from = from_
 
     def __aiter__(self) -> AsyncIterator[Message]:
-        return self  # type: ignore[return-value]
+        return self
 
     def __anext__(self) -> Awaitable[Message]:
         return self._node._receive((self._tag,), self._from, {}, None, streaming=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -182,7 +183,7 @@ async def _train_devices(node: Node, task: Task, config: Config) -> State:
         if task.due(index):
             node.evaluate(scorer, weights, label="auxiliary", round=index)
         if validator is not None and config.patience is not None:
-            accuracy = await node.compute(validator.accuracy, weights, stand_in=lambda index=index: float(index))
+            accuracy = await node.compute(validator.accuracy, weights, stand_in=partial(float, index))
             if accuracy >= best + config.min_gain:
                 best, best_round = accuracy, index
             elif index - best_round >= config.patience:

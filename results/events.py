@@ -26,15 +26,20 @@ def frame(table: str, rows: np.ndarray[Any, Any], names: Sequence[str]) -> pd.Da
         if column in record.NAMED:
             columns[column] = _categories(values, names)
         elif (table, column) in CODES:
-            columns[column] = pd.Categorical.from_codes(values.astype(np.int32), list(CODES[table, column]))
+            columns[column] = _categorical(values, CODES[table, column])
         else:
             columns[column] = values
     return pd.DataFrame(columns)
 
 
-def _categories(values: np.ndarray[Any, Any], names: Sequence[str]) -> pd.Categorical:
+def _categories(values: np.ndarray[Any, Any], names: Sequence[str]) -> Any:
     used, codes = np.unique(values, return_inverse=True)
-    return pd.Categorical.from_codes(codes.astype(np.int32), [names[i] for i in used])
+    return _categorical(codes, [names[i] for i in used])
+
+
+def _categorical(codes: Any, categories: Sequence[str]) -> Any:
+    make: Any = pd.Categorical.from_codes  # its stub knows no arrays
+    return make(codes.astype(np.int32), list(categories))
 
 
 def frames(arrays: Mapping[str, np.ndarray[Any, Any]], names: Sequence[str]) -> dict[str, pd.DataFrame]:

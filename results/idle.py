@@ -231,11 +231,18 @@ def _refer(left: Intervals, referring: Rows) -> tuple[Intervals, Intervals]:
         return left[:0], left
     order = np.lexsort((referring["start_s"], referring["lane"]))
     rows = referring[order]
-    keys = np.rec.fromarrays([rows["lane"].astype(np.int64), rows["start_s"]], names="lane,start")
-    wanted = np.rec.fromarrays([left["lane"], left["start"]], names="lane,start")
+    keys = _pairs(rows["lane"], rows["start_s"])
+    wanted = _pairs(left["lane"], left["start"])
     at = np.searchsorted(keys, wanted, side="right") - 1
     inside = at >= 0
     row = rows[np.maximum(at, 0)]
     inside &= (row["lane"] == left["lane"]) & (row["end_s"] >= left["end"]) & (row["cause"] != left["lane"])
     moved = _intervals(row["cause"][inside], left["start"][inside], left["end"][inside])
     return moved, left[~inside]
+
+
+def _pairs(lanes: Any, starts: Any) -> Rows:
+    """Return (lane, start) pairs that sort by lane first."""
+    pairs = np.empty(len(lanes), dtype=[("lane", "i8"), ("start", "f8")])
+    pairs["lane"], pairs["start"] = lanes, starts
+    return pairs

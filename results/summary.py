@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from harness.testbed import Outcome
-from results.idle import CAUSES
+from results.idle import CAUSES, COLUMNS
 
 Rows = np.ndarray[Any, Any]
 
@@ -32,7 +32,7 @@ def summarise(
     compute, transfer, metric = tables["compute"], tables["transfer"], tables["metric"]
     by_role = compute["node"].astype(object).map(roles)
     flops = compute["flops"].groupby(by_role).sum()
-    seconds = idle.set_index("node")
+    seconds: dict[str, dict[str, float]] = idle.set_index("node").to_dict("index")  # type: ignore[assignment]
     summary: dict[str, Any] = {
         "run_id": run_id,
         "experiment": resolved["experiment"],
@@ -92,13 +92,15 @@ def _quality(metric: pd.DataFrame, target: float | None) -> dict[str, Any]:
     }
 
 
-def _idle(seconds: pd.DataFrame, nodes: Sequence[str], role: str, end_s: float) -> dict[str, float]:
-    mean = seconds.loc[list(nodes)].mean()
-    idle_s = float(sum(mean[cause] for cause in CAUSES))
-    figures = {f"{role}_compute_s": float(mean["compute"]), f"{role}_idle_s": idle_s}
-    figures |= {f"{role}_idle_{cause}_s": float(mean[cause]) for cause in CAUSES}
+def _idle(
+    seconds: Mapping[str, Mapping[str, float]], nodes: Sequence[str], role: str, end_s: float
+) -> dict[str, float]:
+    mean = {column: float(np.mean([seconds[node][column] for node in nodes])) for column in COLUMNS}
+    idle_s = sum(mean[cause] for cause in CAUSES)
+    figures = {f"{role}_compute_s": mean["compute"], f"{role}_idle_s": idle_s}
+    figures |= {f"{role}_idle_{cause}_s": mean[cause] for cause in CAUSES}
     figures |= {
-        f"{role}_done_s": float(mean["done"]),
+        f"{role}_done_s": mean["done"],
         f"{role}_idle_fraction": idle_s / end_s if end_s else 0.0,
     }
     return figures
@@ -112,14 +114,14 @@ def _memory(mark: pd.DataFrame, devices: Sequence[str]) -> dict[str, int]:
     }
 
 
-def _energy(outcome: Outcome, seconds: pd.DataFrame, devices: Sequence[str]) -> float | None:
+def _energy(outcome: Outcome, seconds: Mapping[str, Mapping[str, float]], devices: Sequence[str]) -> float | None:
     """Energy of all devices in joules: load power while computing, idle power else; None if any is unknown."""
     total = 0.0
     for node in outcome.nodes:
         if node.name in devices:
             if node.power_idle_w is None or node.power_load_w is None:
                 return None
-            busy = float(seconds.loc[node.name, "compute"])
+            busy = seconds[node.name]["compute"]
             total += busy * node.power_load_w + (outcome.end_s - busy) * node.power_idle_w
     return total
 

@@ -26,7 +26,11 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
             row[f"sweep:{key}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
         rows.append(row)
     table = pd.DataFrame(rows)
-    numbers = [column for column in table if column.endswith(("_s", "_bytes", "_flops", "_j", "accuracy", "fraction"))]
+    numbers = [
+        column
+        for column in map(str, table)
+        if column.endswith(("_s", "_bytes", "_flops", "_j", "accuracy", "fraction"))
+    ]
     return table.astype(dict.fromkeys(numbers, float))
 
 
@@ -184,7 +188,7 @@ def presented(compared: pd.DataFrame) -> pd.DataFrame:
     for _, row in compared.iterrows():
         target = row["target_accuracy"]
         shown: dict[str, str] = {"method": str(row["label"])}
-        shown |= {column[len("sweep:") :]: str(row[column]) for column in compared if column.startswith("sweep:")}
+        shown |= {key[len("sweep:") :]: str(row[key]) for key in map(str, compared) if key.startswith("sweep:")}
         for figure, (heading, kind) in FIGURES.items():
             if figure == "time_to_accuracy_s":
                 if target is None or pd.isna(target):

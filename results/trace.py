@@ -22,6 +22,7 @@ def export(run: Run, path: Path) -> None:
     for name, pid in nodes.items():
         out.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}})
         out.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": _SENDS, "args": {"name": "sends"}})
+    row: Any
     for row in run.table("compute").itertuples():
         out.append(_span(nodes[str(row.node)], int(row.lane), str(row.what), "compute", row.start_s, row.end_s))
     for row in run.table("wait").itertuples():

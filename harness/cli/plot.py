@@ -21,9 +21,9 @@ def main(args: argparse.Namespace) -> int:
     runs = common.find_runs(args)
     targets = {run.summary["target_accuracy"] for run in runs}
     target = targets.pop() if len(targets) == 1 else None
-    drawn, skipped = gallery.draw_all(common.plot_tables(runs, target), args.figures, args.only)
+    drawn = gallery.draw_all(common.plot_tables(runs, target), args.figures, args.only)
     for path in drawn:
         print(path)
-    for name in skipped:
-        print(f"nothing to draw for {name}")
+    for name, needs in drawn.skipped.items():
+        print(f"nothing to draw for {name}: {needs}")
     return 0

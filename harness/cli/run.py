@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     else:
         common.show(compared, args.format)
     if not args.no_figures:
-        drawn, _ = gallery.draw_all(common.plot_tables(runs, parsed.target_accuracy), args.figures / parsed.name)
+        drawn = gallery.draw_all(common.plot_tables(runs, parsed.target_accuracy), args.figures / parsed.name)
         pictures = sorted({path.stem for path in drawn})
         print(f"figures in {args.figures / parsed.name}: {', '.join(pictures)} (PDF and PNG)", file=sys.stderr)
     print(f"runs in {args.runs / parsed.name}", file=sys.stderr)

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 
 from harness.cli import common
 from results import tables
+from results.store import Run
 
 HELP = "print a table of runs"
 
-_TABLES = {
+
+def _rounds(runs: Sequence[Run]) -> pd.DataFrame:
+    return pd.concat([tables.rounds(run) for run in runs], ignore_index=True)
+
+
+_TABLES: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
     "runs": tables.summaries,
     "metrics": tables.metrics,
     "traffic": tables.traffic,
     "idle": tables.idle,
-    "rounds": lambda runs: pd.concat([tables.rounds(run) for run in runs], ignore_index=True),
+    "rounds": _rounds,
 }
 
 

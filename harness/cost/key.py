@@ -97,7 +97,7 @@ def key(fn: Callable[..., Any], args: tuple[Any, ...]) -> Key:
         ProtocolError: a lambda, a local function, a partial, or an object without a `signature`.
     """
     if type(fn) is MethodType:
-        owner = fn.__self__
+        owner: Any = fn.__self__
         try:
             own = owner.signature
         except AttributeError:

@@ -56,11 +56,11 @@ def _groups(packet: Any, args: tuple[Any, ...]) -> tuple[int, int]:
     return int(args[9]), int(args[1].shape[1])
 
 
-class Tracer(TorchDispatchMode):
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operators that run inside it; `work()` gives the totals."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.conv_flops = self.matmul_flops = self.flops = 0.0
         self.depthwise_bytes = self.norm_bytes = self.other_bytes = 0.0
         self.operators = 0

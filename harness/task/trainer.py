@@ -100,7 +100,7 @@ class Trainer:
 
     def accumulate(self, saved: Tensor, gradient: Tensor) -> None:
         """Backpropagate `gradient` (like `saved`) through the graph of one `forward`."""
-        saved.backward(gradient, retain_graph=saved.is_meta)
+        saved.backward(gradient, retain_graph=saved.is_meta)  # type: ignore[no-untyped-call]
 
     def apply(self) -> None:
         """Step the optimiser with what has accumulated."""

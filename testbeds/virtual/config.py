@@ -88,7 +88,7 @@ class Config(_Section):
     compute_jitter: float = Field(default=0.0, ge=0, le=1)
     threads: int = Field(default=1, ge=1)
     backlog_mib: float = Field(default=64.0, gt=0)
-    faults: list[Fault] = []
+    faults: list[Fault] = Field(default_factory=list)
 
     @property
     def num_devices(self) -> int:

@@ -285,6 +285,26 @@ def test_a_running_computation_of_a_cancelled_daemon_does_not_outlive_its_role()
     assert bench.intervals("compute", node="device-0")[-1][1] <= end_s
 
 
+def test_an_activity_spawned_at_the_very_end_never_starts():
+    """No "coroutine was never awaited": warnings are errors here."""
+    started = []
+
+    async def late(node: Node) -> None:
+        started.append(node.name)
+
+    async def device(node: Node) -> None:
+        await node.sleep(4)
+        node.spawn(late(node))
+        await node.sleep(4)
+
+    async def server(node: Node) -> None:
+        await node.sleep(4)
+        node.spawn(late(node))
+
+    run({"device-0": device, "server": server})
+    assert started in ([], ["device-0"])
+
+
 def test_a_deadlock_says_who_waits_for_what():
     async def device(node: Node) -> None:
         await node.recv("weights", from_=SERVER, round=2)

@@ -268,10 +268,11 @@ def test_a_device_round_is_its_slowest_device_and_the_average(run: Runner, board
     assert done.round_seconds() == pytest.approx([own + done.seconds("server", "weighted_average")], rel=1e-12)
 
 
-def test_timing_mode_takes_about_the_time_that_learning_takes(run: Runner) -> None:
-    """Only the pool's dtype conversion and indexing may be priced differently; a percent at most."""
+def test_timing_mode_takes_the_time_that_learning_takes(run: Runner) -> None:
+    """To 1e-5: in evaluation mode, batch norm on meta tensors also returns statistics (32 floats) that it does not
+    really return."""
     timed, learned = (run("ampere", mode=mode, task=UNEQUAL) for mode in ("timing", "learn"))
-    assert timed.outcome.end_s == pytest.approx(learned.outcome.end_s, rel=1e-9)
+    assert timed.outcome.end_s == pytest.approx(learned.outcome.end_s, rel=2e-5)
 
 
 # ---- the stop rule -----------------------------------------------------------------------------------------------

@@ -68,19 +68,32 @@ def test_a_star_stays_a_star():
 
 
 def test_two_flows_of_one_device_share_its_own_link():
-    """Data and control: 2 + 2 of its 4, the other device has the remaining 4 of the server's 8."""
+    """Data and control: 2 + 2 of its 4; the other device has the remaining 4 of the server's 8.
+
+    At 4 s the second is over, the first has 4; at 6 s it is over, too, and the other device has all 8 for its last 8.
+    """
     ups, down = star([4, 8], 8)
     ends, network = ends_of([(0.0, 16.0, (ups[0], down)), (0.0, 8.0, (ups[0], down)), (0.0, 32.0, (ups[1], down))])
-    assert ends == [6.0, 4.0, 8.0]
+    assert ends == [6.0, 4.0, 7.0]
     assert not network.general
 
 
-def test_two_flows_over_one_link_alone():
+def test_several_flows_over_one_link_alone():
+    """Halves until 4 s (16 and 48 left), thirds until 5.5 s (12 and 44), halves until 8.5 s, then 32 at 8."""
     link = Link("server.up", 8.0, 4)
     ends, _ = ends_of([(0.0, 32.0, (link,)), (0.0, 64.0, (link,)), (4.0, 4.0, (link,))])
-    assert ends == pytest.approx([9.0, 13.0 - 0.5, 5.5], abs=2.0)
-    total = finishing_times({link: Fraction(8)}, [(Fraction(0), Fraction(32), (link,)), (Fraction(0), Fraction(64), (link,)), (Fraction(4), Fraction(4), (link,))])
-    assert ends == pytest.approx([float(end) for end in total])
+    assert ends == pytest.approx([8.5, 12.5, 5.5])
+
+
+def test_leaving_the_star_after_shares_have_changed():
+    """A control message comes and goes beside data (caps move to and fro), then the device also talks elsewhere."""
+    up, server, edge = Link("device.up", 8.0, 2), Link("server.down", 16.0, 4), Link("edge.lan", 8.0, 1)
+    other = Link("b", 8.0)
+    starts = [(0.0, 96.0, (up, server)), (1.0, 8.0, (up, server)), (4.0, 8.0, (up, edge)), (0.0, 64.0, (other, server))]
+    ends, network = ends_of(starts)
+    assert network.general
+    # data: 8 by 1 s, 16 by 3 s, 24 by 4 s, 32 by 6 s, then 8 a second
+    assert ends == pytest.approx([14.0, 3.0, 6.0, 8.0])
 
 
 def test_a_stopped_flow_frees_its_share():
@@ -182,12 +195,12 @@ def three_tiers() -> dict[str, Any]:
             lan_down=Link("lan.down", 32.0),
             lan_latency_s=0.25,
         ),
-        "server": {"latency_s": 1.0},
+        "server": {"down": 128.0, "latency_s": 1.0},
     }
 
 
 def test_an_edge_has_a_lan_to_its_devices_and_a_wan_to_the_server():
-    """64 bytes. device -> edge: LAN's 32 B/s, 0.5 + 0.25. edge -> server: WAN's 16 B/s, 4 + 1. And back the same."""
+    """64 bytes each. device -> edge: LAN's 32 B/s, 0.5 + 0.25. edge -> server: WAN's 16 B/s, 4 + 1. And back the same."""
     at = {}
 
     async def device(node: Node) -> None:

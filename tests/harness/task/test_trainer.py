@@ -1,0 +1,373 @@
+"""The trainer against ordinary PyTorch: modules with their own parameters and torch.optim, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.cost.trace import trace
+from harness.task.config import OptimizerConfig
+from harness.task.models import build
+from harness.task.trainer import Trainer
+
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(lr=0.05, momentum=0.0),
+    "momentum": OptimizerConfig(lr=0.05, momentum=0.9),
+    "momentum and decay": OptimizerConfig(lr=0.05, momentum=0.9, weight_decay=0.01),
+    "decay": OptimizerConfig(lr=0.05, momentum=0.0, weight_decay=0.01),
+    "adam": OptimizerConfig(name="adam", lr=0.01),
+    "adam and decay": OptimizerConfig(name="adam", lr=0.01, weight_decay=0.1),
+    "adamw": OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1),
+}
+SLOTS = {"sgd": 0, "momentum": 1, "momentum and decay": 1, "decay": 0, "adam": 2, "adam and decay": 2, "adamw": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Fixed:
+    """A batch of given tensors."""
+
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        self.signature = f"fixed({tuple(inputs.shape)})"
+        self._content = inputs, labels
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        return self._content
+
+
+def batches(count: int = 5, size: int = 8) -> list[Any]:
+    generator = torch.Generator().manual_seed(11)
+    return [
+        Fixed(
+            torch.randn(size - (number == 2), 1, 8, 8, generator=generator),
+            torch.randint(10, (size - (number == 2),), generator=generator),
+        )
+        for number in range(count)
+    ]
+
+
+def vgg(norm: str = "batch") -> nn.Sequential:
+    torch.manual_seed(3)
+    return build("vgg-5", "image", (1, 8, 8), 10, norm=norm)
+
+
+def trainer(module: nn.Module, optimizer: str = "momentum", head: nn.Module | None = None, **options: Any) -> Trainer:
+    return Trainer(module, head, OPTIMIZERS[optimizer], options.get("batch_norm", "average"), "test")
+
+
+def ordinary(parameters: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def flat(*modules: nn.Module) -> Tensor:
+    """Parameters, then floating buffers, of each module."""
+    values: list[Tensor] = []
+    for module in modules:
+        values += [p.detach().flatten() for p in module.parameters()]
+        values += [b.flatten() for b in module.buffers() if b.is_floating_point()]
+    return torch.cat(values)
+
+
+# ---- steps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_steps_equal_ordinary_training_bit_for_bit(optimizer: str, norm: str) -> None:
+    plain, ours = vgg(norm), trainer(vgg(norm), optimizer)
+    theirs = ordinary(plain.parameters(), OPTIMIZERS[optimizer])
+    for batch in batches():
+        inputs, labels = batch.load()
+        theirs.zero_grad()
+        loss = F.cross_entropy(plain(inputs), labels)
+        loss.backward()
+        theirs.step()
+        assert torch.equal(ours.step(batch), loss.detach())
+    assert torch.equal(ours.weights()["block"], flat(plain))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("cut", [1, 3])
+def test_forward_serve_backward_equal_fit_bit_for_bit(optimizer: str, cut: int) -> None:
+    """One model in two trainers, with an activation and a gradient between them, is one model."""
+    whole = trainer(vgg(), optimizer)
+    front, back = trainer(vgg()[:cut], optimizer), trainer(vgg()[cut:], optimizer)
+    for batch in batches():
+        whole.fit(*batch.load())
+        (activation, labels), saved = front.forward(batch)
+        front.backward(saved, back.serve(activation, labels))
+    joined = vgg()
+    front_module, back_module = joined[:cut], joined[cut:]
+    for module, part in ((front_module, front), (back_module, back)):
+        trainer(module).load(part.weights())
+    assert torch.equal(flat(joined), whole.weights()["block"])
+
+
+def test_a_head_is_trained_together_with_its_block() -> None:
+    def parts() -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(9)
+        return vgg()[:1], nn.Sequential(nn.Flatten(), nn.Linear(512, 10))
+
+    block, head = parts()
+    plain = nn.Sequential(block, head)
+    theirs = ordinary(plain.parameters(), OPTIMIZERS["momentum and decay"])
+    own_block, own_head = parts()
+    ours = trainer(own_block, "momentum and decay", own_head)
+    for batch in batches():
+        inputs, labels = batch.load()
+        theirs.zero_grad()
+        F.cross_entropy(plain(inputs), labels).backward()
+        theirs.step()
+        ours.step(batch)
+    weights = ours.weights()
+    assert torch.equal(weights["block"], flat(block))
+    assert torch.equal(weights["head"], flat(head))
+
+
+def test_accumulated_gradients_are_added_before_one_step() -> None:
+    """Two graphs are open at once; g = g_1 + g_2, then one SGD step."""
+    plain, ours = vgg("none")[:2], trainer(vgg("none")[:2], "sgd")
+    given = [torch.ones(8, 64, 2, 2), torch.full((8, 64, 2, 2), 0.5)]
+    two = batches(2)
+    theirs = ordinary(plain.parameters(), OPTIMIZERS["sgd"])
+    for batch, gradient in zip(two, given, strict=True):
+        plain(batch.load()[0]).backward(gradient)
+    theirs.step()
+    opened = [ours.forward(batch)[1] for batch in two]
+    for saved, gradient in zip(opened, given, strict=True):
+        ours.accumulate(saved, gradient)
+    ours.apply()
+    assert torch.equal(ours.weights()["block"], flat(plain))
+
+
+def test_apply_forgets_the_gradients() -> None:
+    ours = trainer(vgg(), "sgd")
+    ours.step(batches(1)[0])
+    before = ours.weights()["block"]
+    ours.apply()
+    assert torch.equal(ours.weights()["block"], before)
+
+
+def test_the_gradient_of_serve_is_that_of_the_mean_loss_before_the_step() -> None:
+    back = vgg()[2:]
+    twin = copy.deepcopy(back)
+    activation, labels = torch.randn(6, 64, 2, 2), torch.arange(6)
+    leaf = activation.clone().requires_grad_(True)
+    F.cross_entropy(twin(leaf), labels).backward()
+    gradient = trainer(back).serve(activation, labels)
+    assert torch.equal(gradient, leaf.grad)
+    assert not activation.requires_grad
+
+
+def test_the_upload_is_a_copy_without_a_graph() -> None:
+    """What is posted is frozen: the saved activation may be used further without changing it."""
+    (activation, labels), saved = trainer(vgg()[:1]).forward(batches(1)[0])
+    assert torch.equal(activation, saved.detach())
+    assert activation.data_ptr() != saved.data_ptr()
+    assert activation.grad_fn is None
+    assert saved.grad_fn is not None
+    assert torch.equal(labels, batches(1)[0].load()[1])
+
+
+def test_infer_is_evaluation_mode_and_changes_nothing() -> None:
+    module = vgg()[:2]
+    ours = trainer(module)
+    for batch in batches(2):
+        ours.fit_like = None  # type: ignore[attr-defined]
+        (_, _), saved = ours.forward(batch)
+        ours.backward(saved, torch.ones_like(saved))
+    before = ours.weights()["block"]
+    batch = batches(1)[0]
+    activation, labels = ours.infer(batch)
+    assert torch.equal(ours.weights()["block"], before)
+    assert module.training
+    module.eval()
+    with torch.no_grad():
+        assert torch.equal(activation, module(batch.load()[0]))
+    module.train()
+    assert not torch.equal(activation, module(batch.load()[0]))
+    assert activation.grad_fn is None
+    assert torch.equal(labels, batch.load()[1])
+
+
+def test_a_block_without_parameters_can_be_on_the_device() -> None:
+    """A user's model may begin with nn.Flatten: cut behind it, there is an activation, and nothing to step."""
+    front = trainer(nn.Sequential(nn.Flatten()))
+    (activation, _), saved = front.forward(batches(1)[0])
+    assert activation.shape == (8, 64)
+    front.backward(saved, torch.ones_like(activation))
+    assert front.weights()["block"].shape == (0,)
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_copies_and_load_brings_them_back() -> None:
+    ours = trainer(vgg())
+    first = ours.weights()
+    kept = first["block"].clone()
+    ours.step(batches(1)[0])
+    assert torch.equal(first["block"], kept)
+    assert not torch.equal(ours.weights()["block"], kept)
+    ours.load(first)
+    assert torch.equal(ours.weights()["block"], kept)
+
+
+def test_one_part_can_be_asked_for_and_loaded() -> None:
+    ours = trainer(vgg()[:1], head=nn.Sequential(nn.Flatten(), nn.Linear(512, 10)))
+    assert set(ours.weights()) == {"block", "head"}
+    only = ours.weights("block")
+    assert set(only) == {"block"}
+    head = ours.weights("head")["head"]
+    ours.load({"block": torch.zeros_like(only["block"])})
+    assert not ours.weights()["block"].any()
+    assert torch.equal(ours.weights()["head"], head)
+
+
+def test_local_batch_norm_keeps_statistics_out_of_weights_and_safe_from_load() -> None:
+    module = vgg()
+    ours = trainer(module, batch_norm="local")
+    ours.step(batches(1)[0])
+    weights = ours.weights()
+    assert weights["block"].numel() == sum(p.numel() for p in module.parameters())
+    statistics = module.conv1.norm.running_mean.clone()  # type: ignore[union-attr]
+    ours.load({"block": torch.zeros_like(weights["block"])})
+    assert torch.equal(module.conv1.norm.running_mean, statistics)  # type: ignore[union-attr]
+    assert not ours.weights()["block"].any()
+
+
+def test_weights_of_another_block_are_refused() -> None:
+    with pytest.raises(ValueError, match="does not fit a block"):
+        trainer(vgg()[:1]).load(trainer(vgg()[:2]).weights())
+
+
+# ---- optimiser state ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resident_bytes_are_the_real_tensors_bytes(optimizer: str) -> None:
+    """Weights and buffers, gradients, and per parameter 0 (SGD), 1 (momentum) or 2 (Adam) more; all there when built.
+
+    Adam's step counter, one number, is not counted.
+    """
+    module = vgg()
+    parameters, buffers = sum(p.numel() for p in module.parameters()), 320
+    ours = trainer(module, optimizer)
+    assert ours.resident_bytes == 4 * (parameters * (2 + SLOTS[optimizer]) + buffers)
+    held = [tensor for state in ours._optimizer.state.values() for tensor in state.values() if tensor.dim()]
+    weights = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in module.parameters()}
+    gradients = {g.untyped_storage().data_ptr(): g.untyped_storage().nbytes() for g in (p.grad for p in module.parameters())}  # type: ignore[union-attr]
+    real = sum(weights.values()) + sum(gradients.values()) + sum(t.untyped_storage().nbytes() for t in held)
+    assert ours.resident_bytes == real
+
+
+def test_a_head_counts_too() -> None:
+    head = nn.Linear(512, 10)
+    ours = trainer(vgg()[:1], head=nn.Sequential(nn.Flatten(), head))
+    assert ours.resident_bytes == 4 * (3 * (384 + 5130) + 64)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_first_step_costs_what_the_others_cost(optimizer: str) -> None:
+    ours = trainer(vgg(), optimizer)
+    first, second, third = (trace(ours.step, (batch,))[1] for batch in (*batches(2), batches(2)[0]))
+    assert first == second == third
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_begin_round_with_reset_is_a_new_trainer(optimizer: str) -> None:
+    new, used = trainer(vgg(), optimizer), trainer(vgg(), optimizer)
+    initial = new.weights()
+    for batch in batches(3):
+        used.step(batch)
+    used.begin_round(initial, True)
+    for batch in batches(3):
+        new.step(batch)
+        used.step(batch)
+    assert torch.equal(new.weights()["block"], used.weights()["block"])
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_begin_round_without_reset_keeps_momentum(optimizer: str) -> None:
+    new, used = trainer(vgg(), optimizer), trainer(vgg(), optimizer)
+    initial = new.weights()
+    used.step(batches(1)[0])
+    used.begin_round(initial, False)
+    assert torch.equal(used.weights()["block"], initial["block"])
+    for ours in (new, used):
+        ours.step(batches(1)[0])
+    assert not torch.equal(new.weights()["block"], used.weights()["block"])
+
+
+def test_the_signature_says_what_the_cost_depends_on_and_nothing_else() -> None:
+    def signature(module: nn.Module, optimizer: str = "momentum", name: str = "vgg-5[0:1]", **options: Any) -> str:
+        return Trainer(module, None, OPTIMIZERS[optimizer], options.get("batch_norm", "average"), name).signature
+
+    base = signature(vgg()[:1])
+    assert signature(vgg()[:1]) == base
+    assert signature(vgg()[:1], "sgd") != base
+    assert signature(vgg()[:1], "adam") != base
+    assert signature(vgg()[:2], name="vgg-5[0:2]") != base
+    assert signature(vgg()[:1], batch_norm="local") != base
+
+
+def test_weight_decay_is_work_so_it_has_a_signature_of_its_own() -> None:
+    """SGD with weight decay runs one operator more per step; two prices must not share a key."""
+    plain, decayed = (Trainer(vgg()[:1], None, OPTIMIZERS[name], "average", "same") for name in ("sgd", "decay"))
+    work = []
+    for ours in (plain, decayed):
+        (activation, _), saved = ours.forward(batches(1)[0])
+        work.append(trace(ours.backward, (saved, torch.ones_like(activation)))[1])
+    assert work[0] != work[1]
+    assert plain.signature != decayed.signature
+
+
+# ---- shapes ------------------------------------------------------------------------------------------------------
+
+
+def on_meta(optimizer: str = "momentum") -> tuple[Trainer, list[Any]]:
+    with torch.device("meta"):
+        module = build("vgg-5", "image", (1, 8, 8), 10)
+    shapes = [
+        Fixed(torch.empty(size, 1, 8, 8, device="meta"), torch.empty(size, dtype=torch.int64, device="meta"))
+        for size in (8, 4)
+    ]
+    return trainer(module[:2], optimizer), shapes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_shapes_cost_what_numbers_cost(optimizer: str) -> None:
+    real = trainer(vgg()[:2], optimizer)
+    meta, shapes = on_meta(optimizer)
+    whole = batches(1)[0]
+    (_, saved), forward = trace(real.forward, (whole,))
+    (_, meta_saved), meta_forward = trace(meta.forward, (shapes[0],))
+    assert (forward.conv_flops, forward.operators) == (meta_forward.conv_flops, meta_forward.operators)
+    _, backward = trace(real.backward, (saved, torch.ones_like(saved)))
+    _, meta_backward = trace(meta.backward, (meta_saved, torch.ones_like(meta_saved)))
+    assert (backward.conv_flops, backward.other_bytes) == (meta_backward.conv_flops, meta_backward.other_bytes)
+
+
+def test_in_timing_mode_a_graph_survives_the_steps_of_others() -> None:
+    """All devices share one trainer of shapes: one's step may come between another's forward and backward."""
+    meta, (eight, four) = on_meta()
+    (_, _), first = meta.forward(eight)
+    (_, _), second = meta.forward(four)
+    meta.backward(first, torch.ones_like(first))
+    meta.backward(second, torch.ones_like(second))
+    meta.backward(first, torch.ones_like(first))
