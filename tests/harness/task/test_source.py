@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from harness.cost.trace import trace
 from harness.task import data
-from harness.task.batch import Shard
 from harness.task.data.dataset import Dataset
 from harness.task.source import Shapes, TrainingData
 
@@ -60,9 +57,3 @@ def test_loading_a_batch_costs_what_the_batch_moves_not_the_whole_data_set() -> 
     pixels = 16 * 3072
     most = 2 * pixels + 5 * pixels + 4 * 4 * pixels + 6 * 8 * 16 + 4 * 4 * 3
     assert pixels < work.other_bytes <= most
-
-
-def test_sources_need_no_folder_to_be_a_batch(tmp_path: Path, digits: Dataset) -> None:
-    del tmp_path
-    shard = Shard(TrainingData(digits), torch.arange(20).numpy(), 0, 1, 8, False, "digits", False)
-    assert [batch.load()[0].shape[0] for batch in shard.epoch(0)] == [8, 8, 4]

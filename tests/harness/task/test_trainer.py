@@ -188,7 +188,6 @@ def test_infer_is_evaluation_mode_and_changes_nothing() -> None:
     module = vgg()[:2]
     ours = trainer(module)
     for batch in batches(2):
-        ours.fit_like = None  # type: ignore[attr-defined]
         (_, _), saved = ours.forward(batch)
         ours.backward(saved, torch.ones_like(saved))
     before = ours.weights()["block"]
