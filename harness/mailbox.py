@@ -43,7 +43,7 @@ def _is_late(meta: dict[str, Any], match: dict[str, Any]) -> bool:
 class Waiter:
     """One `recv`: the first message of its tags that matches completes `future`."""
 
-    __slots__ = ("from_", "future", "match", "streaming", "tags", "timer")
+    __slots__ = ("from_", "future", "match", "simple", "streaming", "tags", "timer")
 
     def __init__(
         self, future: Future, tags: tuple[str, ...], from_: str | None, match: dict[str, Any], streaming: bool
@@ -54,6 +54,7 @@ class Waiter:
         self.match = match
         self.streaming = streaming
         self.timer: Timer | None = None
+        self.simple = len(tags) == 1 and not match  # any message of its tag and sender will do
 
     def matches(self, message: Message) -> bool:
         """Whether the meta values are those waited for; the end of a stream always matches."""
@@ -90,6 +91,9 @@ class Waiter:
 
 class Collector:
     """One `gather`: collects at most one matching message per peer until it has enough."""
+
+    simple = False
+    from_: str | None = None
 
     __slots__ = (
         "at_least",
@@ -227,6 +231,12 @@ class Mailbox:
         """Hand a message to the first wait that takes it, else keep it unread; return whether it was taken."""
         waiting = self.waiting.get(message.tag)
         if waiting:
+            first = waiting[0]
+            if first.simple and (first.from_ is None or first.from_ == message.src) and not message.ends_stream:
+                del waiting[0]
+                self.consumed += 1
+                first.future.set_result(message, message.serial)
+                return True
             for waiter in waiting:
                 taken, finished = waiter.offer(message)
                 if finished:

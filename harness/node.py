@@ -279,6 +279,7 @@ class Node:
         waiter = Waiter(future, tags, from_, match, streaming)
         mailbox.wait(waiter)
         if timeout_s is not None:
+            waiter.simple = False
             waiter.timer = self._driver.later(timeout_s, lambda: self._give_up(waiter))
         return future
 

@@ -2,9 +2,10 @@
 
 `Hub` serves the star: every flow crosses its own leaf link (capacity c) and one hub link shared by all
 (capacity C). Max-min fairness then gives each flow min(c, L), where the water level L is such that the rates
-add up to C. Flows with the same cap always have the same rate, so they form one class with one service clock
-(bytes served per flow); classes above the level share one more clock. A start or an end moves the level and
-touches only the classes it passes: O(log flows) beside them, whatever the number of flows.
+add up to C. Flows of one leaf form a bundle (cap c / flows); bundles with the same cap always have the same rate
+and form a class with one service clock (bytes served per flow); classes above the level share one more clock. A
+start or an end moves one bundle, moves the level, and touches only the classes it passes: O(log flows) beside
+them, whatever the number of flows.
 
 `water_fill` serves any set of paths by progressive filling, O(flows x links) at every start and end.
 """
@@ -34,9 +35,11 @@ class Link:
     Attributes:
         rate: bytes per second (inf = never a bottleneck).
         degree: with how many peers it may talk; of two links on a path the one with more is the hub.
+        role: "hub" or "leaf", by its first use; a link that would have to be both ends the star pattern.
+        bundle: as a leaf, the flows that cross it.
     """
 
-    __slots__ = ("degree", "flows", "hub", "name", "rate")
+    __slots__ = ("bundle", "degree", "name", "rate", "role")
 
     def __init__(self, name: str, rate: float, degree: int = 1) -> None:
         if not rate > 0:
@@ -44,8 +47,8 @@ class Link:
         self.name = name
         self.rate = rate
         self.degree = degree
-        self.flows: list[Flow] = []  # as a leaf: the flows that cross it now
-        self.hub: Hub | None = None  # as a leaf: the hub they all cross
+        self.role = ""
+        self.bundle: Bundle | None = None
 
     def __repr__(self) -> str:
         return f"Link({self.name}, {self.rate:g} B/s)"
@@ -54,45 +57,75 @@ class Link:
 class Flow:
     """One transfer in progress; `done(flow)` is called when its last byte has left."""
 
-    __slots__ = ("done", "finish_at", "klass", "leaf", "path", "remaining", "size")
+    __slots__ = ("bundle", "done", "finish_at", "path", "remaining", "size")
 
     def __init__(self, path: tuple[Link, ...], size: float, done: Callable[[Any], Any]) -> None:
         self.path = path
         self.size = size
         self.done = done
         self.remaining = size
-        self.finish_at = 0.0  # service clock of its class at which it is finished
+        self.finish_at = 0.0  # service clock of its bundle at which it is finished
+        self.bundle: Bundle | None = None
+
+
+class Bundle:
+    """Flows that share one leaf and one hub: they always have the same rate.
+
+    `served` is the bytes served per flow of the bundle when its class's clock stood at `base`.
+    """
+
+    __slots__ = ("alive", "base", "capacity", "flows", "hub", "klass", "served", "stamp")
+
+    def __init__(self, hub: Hub, capacity: float) -> None:
+        self.hub = hub
+        self.capacity = capacity  # of the leaf; inf without one
+        self.flows: list[tuple[float, int, Flow]] = []  # heap by finish_at
+        self.alive = 0
         self.klass: _Class | None = None
-        self.leaf: Link | None = None
+        self.served = 0.0
+        self.base = 0.0
+        self.stamp = 0
+
+    @property
+    def cap(self) -> float:
+        """The most one of its flows can have."""
+        return self.capacity / self.alive
+
+    def first(self) -> Flow:
+        """Return the flow that is finished first, dropping entries of flows that left."""
+        flows = self.flows
+        while True:
+            finish_at, _, flow = flows[0]
+            if flow.bundle is self and flow.finish_at == finish_at:
+                return flow
+            heappop(flows)
 
 
 class _Class:
-    """Flows with the same cap; `served` bytes per flow at time `since` (or at hub level clock `since_level`)."""
+    """Bundles whose flows have the same cap: one service clock for all of them."""
 
-    __slots__ = ("alive", "cap", "flows", "level", "serial", "served", "since", "stamp")
+    __slots__ = ("alive", "bundles", "cap", "level", "served", "since", "stamp")
 
     def __init__(self, cap: float) -> None:
         self.cap = cap
-        self.flows: list[tuple[float, int, Flow]] = []  # heap by finish_at
-        self.alive = 0
-        self.level = False  # True: its rate is the water level, not its cap
-        self.served = 0.0
+        self.bundles: list[tuple[float, int, Bundle]] = []  # heap by the class clock of their next end
+        self.alive = 0  # flows
+        self.level = False  # True: their rate is the water level, not the cap
+        self.served = 0.0  # the class clock at time `since` (at hub level clock `since` if at the level)
         self.since = 0.0
         self.stamp = 0
-        self.serial = 0
 
     def __lt__(self, other: _Class) -> bool:
         return self.cap < other.cap
 
-    def first(self) -> Flow | None:
-        """Return the flow that is finished first, dropping entries of flows that left."""
-        flows = self.flows
-        while flows:
-            finish_at, _, flow = flows[0]
-            if flow.klass is self and flow.finish_at == finish_at:
-                return flow
-            heappop(flows)
-        return None
+    def first(self) -> tuple[float, Bundle]:
+        """Return the class clock of the next end and its bundle, dropping void entries."""
+        bundles = self.bundles
+        while True:
+            at, stamp, bundle = bundles[0]
+            if bundle.stamp == stamp and bundle.klass is self:
+                return at, bundle
+            heappop(bundles)
 
 
 class Hub:
@@ -104,7 +137,6 @@ class Hub:
         "_classes",
         "_clock",
         "_count",
-        "_finished",
         "_level_alive",
         "_level_clock",
         "_level_heap",
@@ -117,16 +149,19 @@ class Hub:
         "_solo_since",
         "_solo_stamp",
         "_split",
+        "_uncapped",
         "level",
         "rate",
+        "redirect",
     )
 
-    def __init__(self, clock: Clock, rate: float, finished: Callable[[Flow], None]) -> None:
+    def __init__(self, clock: Clock, rate: float) -> None:
         self.rate = rate
-        self._finished = finished
+        self.redirect: Callable[[Flow], None] | None = None  # where flows go once the star pattern has ended
         self._clock = clock
         self._count = 0
         self._serial = 0
+        self._uncapped = Bundle(self, inf)
         # one flow alone needs none of the rest
         self._solo: Flow | None = None
         self._solo_rate = 0.0
@@ -143,36 +178,40 @@ class Hub:
         self.level = inf
         self._level_clock = 0.0  # bytes served per flow at the level
         self._rate_since = self._clock.now
-        self._by_time: list[tuple[float, int, _Class]] = []  # capped classes by finishing time
-        self._level_heap: list[tuple[float, int, _Class]] = []  # level classes by finishing level clock
+        self._by_time: list[tuple[float, int, _Class]] = []  # capped classes by the time of their next end
+        self._level_heap: list[tuple[float, int, _Class]] = []  # level classes by the level clock of their next
         self._scheduled = inf
 
     def __len__(self) -> int:
         return self._count
 
-    # ---- one flow alone -------------------------------------------------------------------------------------
+    # ---- one flow alone ------------------------------------------------------------------------------------
 
-    def start(self, flow: Flow, cap: float) -> None:
-        """Begin to serve `flow` (its `remaining` bytes) at no more than `cap` bytes per second."""
-        clock = self._clock
+    def start(self, flow: Flow, bundle: Bundle | None = None) -> None:
+        """Begin to serve the `remaining` bytes of a flow, as one of `bundle` (None: it has no cap)."""
+        if self.redirect is not None:
+            self.redirect(flow)
+            return
+        if bundle is None:
+            bundle = self._uncapped
+        flow.bundle = bundle
         if self._count == 0:
-            self._count = 1
+            self._count = bundle.alive = 1
             self._solo = flow
-            rate = self._solo_rate = cap if cap < self.rate else self.rate
+            clock = self._clock
+            rate = self._solo_rate = bundle.capacity if bundle.capacity < self.rate else self.rate
             self._solo_since = clock.now
             self._solo_stamp += 1
-            flow.finish_at = cap
             clock.serial += 1  # Kernel.at, written out
             heappush(
-                clock.heap,
-                (clock.now + flow.remaining / rate, clock.serial, self._solo_done, self._solo_stamp),
+                clock.heap, (clock.now + flow.remaining / rate, clock.serial, self._solo_done, self._solo_stamp)
             )
             return
         if self._solo is not None:
-            self._crowd()
+            self._crowd(self._solo)
         self._count += 1
         self._advance()
-        self._join(flow, cap)
+        self._add(flow, bundle)
         self._rebalance()
         self._schedule()
 
@@ -182,53 +221,65 @@ class Hub:
             return
         self._solo = None
         self._count = 0
+        assert flow.bundle is not None
+        flow.bundle.alive = 0
+        flow.bundle = None
         flow.remaining = 0.0
-        self._finished(flow)
+        flow.done(flow)
 
-    def _crowd(self) -> None:
+    def _crowd(self, flow: Flow) -> None:
         """A second flow comes: give the one that was alone a class."""
-        flow, self._solo = self._solo, None
-        assert flow is not None
+        bundle = flow.bundle
+        assert bundle is not None
+        self._solo = None
         self._solo_stamp += 1
-        cap = flow.finish_at
         flow.remaining = max(0.0, flow.remaining - self._solo_rate * (self._clock.now - self._solo_since))
         self._reset()
-        self._join(flow, cap)
+        bundle.alive = 0
+        bundle.flows.clear()
+        self._add(flow, bundle)
         self._rebalance()
 
-    # ---- many -----------------------------------------------------------------------------------------------
-
-    def move(self, flow: Flow, cap: float) -> None:
-        """Change the cap of a flow that is being served."""
-        if self._solo is flow:
-            self._crowd()
-            self._schedule()
-        self._advance()
-        self._leave(flow)
-        self._join(flow, cap)
-        self._rebalance()
-        self._schedule()
+    # ---- many ----------------------------------------------------------------------------------------------
 
     def remove(self, flow: Flow) -> None:
         """Stop serving a flow; its `remaining` bytes are up to date afterwards."""
+        self._count -= 1
         if self._solo is flow:
             flow.remaining = max(0.0, flow.remaining - self._solo_rate * (self._clock.now - self._solo_since))
             self._solo = None
             self._solo_stamp += 1
-            self._count = 0
+            assert flow.bundle is not None
+            flow.bundle.alive = 0
+            flow.bundle = None
             return
-        self._count -= 1
         self._advance()
-        self._leave(flow)
+        self._take(flow)
         self._rebalance()
         self._schedule()
+
+    def drain(self) -> list[Flow]:
+        """Stop serving every flow and return them, in order of their starts, `remaining` up to date."""
+        found: dict[int, Flow] = {}
+        for klass in self._classes.values():
+            for _, _, bundle in klass.bundles:
+                if bundle.klass is klass:
+                    found |= {serial: flow for _, serial, flow in bundle.flows if flow.bundle is bundle}
+        flows = [found[serial] for serial in sorted(found)]
+        if self._solo is not None:
+            flows = [self._solo]
+        for flow in flows:
+            self.remove(flow)
+        return flows
 
     def rate_of(self, flow: Flow) -> float:
         """Return the rate at which a flow is served now, in bytes per second."""
         if self._solo is flow:
             return self._solo_rate
-        assert flow.klass is not None
-        return self.level if flow.klass.level else flow.klass.cap
+        assert flow.bundle is not None
+        klass = flow.bundle.klass
+        assert klass is not None
+        return self.level if klass.level else klass.cap
 
     def _advance(self) -> None:
         """Bring the level clock up to now."""
@@ -237,13 +288,39 @@ class Hub:
             self._level_clock += self.level * (now - self._rate_since)
         self._rate_since = now
 
-    def _served(self, klass: _Class) -> float:
-        """Bytes served per flow of a class until now."""
+    def _class_clock(self, klass: _Class) -> float:
         if klass.level:
             return klass.served + (self._level_clock - klass.since)
         return klass.served + klass.cap * (self._clock.now - klass.since)
 
-    def _join(self, flow: Flow, cap: float) -> None:
+    def _add(self, flow: Flow, bundle: Bundle) -> None:
+        """Put a flow into its bundle."""
+        if bundle.alive:
+            self._exit(bundle)
+        else:
+            bundle.flows.clear()
+            bundle.served = 0.0
+        bundle.alive += 1
+        flow.bundle = bundle
+        flow.finish_at = bundle.served + flow.remaining
+        self._serial += 1
+        heappush(bundle.flows, (flow.finish_at, self._serial, flow))
+        self._enter(bundle)
+
+    def _take(self, flow: Flow) -> None:
+        """Take a flow out of its bundle."""
+        bundle = flow.bundle
+        assert bundle is not None
+        self._exit(bundle)
+        flow.remaining = max(0.0, flow.finish_at - bundle.served)
+        flow.bundle = None
+        bundle.alive -= 1
+        if bundle.alive:
+            self._enter(bundle)
+
+    def _enter(self, bundle: Bundle) -> None:
+        """Put a bundle into the class of its cap."""
+        cap = bundle.cap
         klass = self._classes.get(cap)
         if klass is None:
             klass = self._classes[cap] = _Class(cap)
@@ -253,40 +330,44 @@ class Hub:
             if not klass.level:
                 self._split += 1
             klass.since = self._level_clock if klass.level else self._clock.now
-        flow.finish_at = self._served(klass) + flow.remaining
-        flow.klass = klass
+        bundle.klass = klass
+        bundle.base = self._class_clock(klass)
         self._serial += 1
-        heappush(klass.flows, (flow.finish_at, self._serial, flow))
-        klass.alive += 1
+        bundle.stamp = self._serial
+        ends = bundle.base + (bundle.first().finish_at - bundle.served)
+        heappush(klass.bundles, (ends, bundle.stamp, bundle))
+        klass.alive += bundle.alive
         if klass.level:
-            self._level_alive += 1
+            self._level_alive += bundle.alive
         else:
-            self._capped_rate += cap
-        if klass.flows[0][2] is flow:
+            self._capped_rate += cap * bundle.alive
+        if klass.first()[1] is bundle:
             self._announce(klass)
 
-    def _leave(self, flow: Flow) -> None:
-        klass = flow.klass
+    def _exit(self, bundle: Bundle) -> None:
+        """Take a bundle out of its class, its service clock up to date."""
+        klass = bundle.klass
         assert klass is not None
-        flow.remaining = max(0.0, flow.finish_at - self._served(klass))
-        flow.klass = None
-        klass.alive -= 1
+        bundle.served += self._class_clock(klass) - bundle.base
+        bundle.klass = None
+        klass.alive -= bundle.alive
         if klass.level:
-            self._level_alive -= 1
+            self._level_alive -= bundle.alive
         else:
-            self._capped_rate -= klass.cap
-        if klass.alive == 0:
-            at = bisect_left(self._order, klass)
-            del self._order[at]
-            if at < self._split:
-                self._split -= 1
-            del self._classes[klass.cap]
-            klass.stamp += 1
-            if not self._order:
-                self._capped_rate = 0.0  # forget rounding errors whenever the hub is empty
-                self._level_clock = 0.0
-        else:
+            self._capped_rate -= klass.cap * bundle.alive
+        if klass.alive:
             self._announce(klass)
+            return
+        at = bisect_left(self._order, klass)
+        del self._order[at]
+        if at < self._split:
+            self._split -= 1
+            if self._split == 0:
+                self._capped_rate = 0.0  # no class is capped: forget rounding errors
+        del self._classes[klass.cap]
+        klass.stamp += 1
+        if not self._order:
+            self._level_clock = 0.0
 
     def _rebalance(self) -> None:
         """Find the level, moving the classes that it passes."""
@@ -310,7 +391,7 @@ class Hub:
         self.level = level
 
     def _switch(self, klass: _Class, to_level: bool) -> None:
-        klass.served = self._served(klass)
+        klass.served = self._class_clock(klass)
         klass.level = to_level
         if to_level:
             klass.since = self._level_clock
@@ -323,12 +404,9 @@ class Hub:
         self._announce(klass)
 
     def _announce(self, klass: _Class) -> None:
-        """Put a class where its next finisher belongs; an older announcement becomes void."""
-        flow = klass.first()
+        """Put a class where its next end belongs; an older announcement becomes void."""
         klass.stamp += 1
-        if flow is None:
-            return
-        left = flow.finish_at - klass.served
+        left = klass.first()[0] - klass.served
         if klass.level:
             heappush(self._level_heap, (klass.since + left, klass.stamp, klass))
         else:
@@ -372,31 +450,22 @@ class Hub:
             time, klass = self._next()
             if klass is None or time > now:
                 break
-            flow = klass.first()
-            assert flow is not None
-            self._count -= 1
-            self._leave(flow)
-            flow.remaining = 0.0
-            finished.append(flow)
+            bundle = klass.first()[1]
+            flow = bundle.first()
+            finish_at = flow.finish_at
             # flows that started together and are equally long end together
-            while klass.alive and (other := klass.first()) is not None and other.finish_at <= flow.finish_at:
+            while True:
                 self._count -= 1
-                self._leave(other)
-                other.remaining = 0.0
-                finished.append(other)
+                self._take(flow)
+                flow.remaining = 0.0
+                finished.append(flow)
+                if not bundle.alive or bundle.first().finish_at > finish_at:
+                    break
+                flow = bundle.first()
             self._rebalance()
         self._schedule()
         for flow in finished:
-            self._finished(flow)
-
-    def drain(self) -> list[Flow]:
-        """Stop serving every flow and return them, in order of their starts, `remaining` up to date."""
-        flows = [entry[2] for klass in self._classes.values() for entry in klass.flows if entry[2].klass is klass]
-        if self._solo is not None:
-            flows = [self._solo]
-        for flow in flows:
-            self.remove(flow)
-        return flows
+            flow.done(flow)
 
 
 def water_fill(paths: Iterable[tuple[Link, ...]]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness import record
@@ -110,6 +111,7 @@ class Host:
         self.node = node
         node._execute = self.processor.execute  # type: ignore[assignment]
         node._transmit = self.transmit  # type: ignore[assignment]
+        node._future = partial(Future, self._kernel)
         node.mailbox.on_take = self._read_late
 
     def _read_late(self, message: Message) -> None:

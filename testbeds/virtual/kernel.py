@@ -203,14 +203,31 @@ class Kernel:
     def run(self) -> None:
         """Run until nothing is left to happen, or `stop`."""
         ready, heap = self.ready, self.heap
-        take, step = ready.popleft, self._step
+        take = ready.popleft
         collecting = gc.isenabled()
         gc.disable()  # hardly any cycles are made on the way; `_rest` collects them
         events = 0
         try:
             while True:
                 while ready:
-                    step(take())
+                    activity = take()
+                    if activity.finished:
+                        continue
+                    self.current = activity
+                    try:
+                        waiting = activity.send(None)
+                    except StopIteration as stop:
+                        if not activity.finished:
+                            activity.set_result(stop.value, activity.lane)
+                    except Exception as error:
+                        self._raised(activity, error)
+                    else:
+                        if waiting.waiter is None and not waiting.finished and not activity.finished:
+                            waiting.waiter = activity
+                            activity.waiting = waiting
+                            activity.since = self.now
+                        else:
+                            self._wait(activity, waiting)
                 if self.stopped or not heap:
                     return
                 self.now, _, call, argument = heap[0]
@@ -233,6 +250,24 @@ class Kernel:
             if collecting:
                 gc.enable()
 
+    def _raised(self, activity: Activity, error: Exception) -> None:
+        """A coroutine has raised."""
+        if not activity.finished:
+            activity.finished = True
+            self.failed(activity, error)
+            activity.set_exception(error)
+
+    def _wait(self, activity: Activity, waiting: Future) -> None:
+        """The rarer ends of a step."""
+        if activity.finished:  # it cancelled itself
+            activity.coroutine.close()
+        elif waiting.finished:
+            self.ready.append(activity)
+        else:  # somebody else waits for the same future
+            activity.waiting = waiting
+            activity.since = self.now
+            waiting.add_done_callback(lambda _: self.wake(activity))
+
     def _rest(self) -> None:
         """Every REST_EVENTS events: collect garbage, drop cancelled timers, write records."""
         gc.collect(1)
@@ -242,34 +277,6 @@ class Kernel:
             heapify(self.heap)
         if self._housekeeping is not None:
             self._housekeeping()
-
-    def _step(self, activity: Activity) -> None:
-        """Run an activity until it waits for something that is not there."""
-        if activity.finished:
-            return
-        self.current = activity
-        try:
-            waiting = activity.send(None)
-        except StopIteration as stop:
-            if not activity.finished:
-                activity.set_result(stop.value, activity.lane)
-        except Exception as error:
-            if not activity.finished:
-                activity.finished = True
-                self.failed(activity, error)
-                activity.set_exception(error)
-        else:
-            if activity.finished:  # it cancelled itself
-                activity.coroutine.close()
-            elif waiting.finished:
-                self.ready.append(activity)
-            else:
-                activity.waiting = waiting
-                activity.since = self.now
-                if waiting.waiter is None:
-                    waiting.waiter = activity
-                else:  # somebody else waits for the same future
-                    waiting.add_done_callback(lambda _: self.wake(activity))
 
 
 def _cancelled(entry: tuple[float, int, Callable[[Any], Any], Any]) -> bool:

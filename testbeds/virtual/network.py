@@ -9,9 +9,8 @@ server at once) turns the network to general progressive filling, for the rest o
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
 
-from testbeds.virtual.fair import Flow, Hub, Link, water_fill
+from testbeds.virtual.fair import Bundle, Flow, Hub, Link, water_fill
 from testbeds.virtual.kernel import Kernel
 
 
@@ -30,20 +29,9 @@ class Network:
 
     def starter(self, path: tuple[Link, ...]) -> Callable[[Flow], None]:
         """Return what starts flows on that path: `start`, or something shorter that does the same."""
-        if len(path) != 1 or self._general is not None:
-            return self.start
-        link = path[0]
-        hub = self._hubs.get(link)
-        if hub is None:
-            hub = self._hubs[link] = Hub(self._kernel, link.rate, self._finished)
-
-        def start(flow: Flow) -> None:
-            if self._general is None and not link.flows:
-                hub.start(flow, inf)
-            else:
-                self.start(flow)
-
-        return start
+        if len(path) == 1 and self._general is None and path[0].role != "leaf":
+            return self._hub(path[0]).start
+        return self.start
 
     def start(self, flow: Flow) -> None:
         """Begin a transfer of `flow.size` bytes over `flow.path` (limited links only)."""
@@ -53,69 +41,42 @@ class Network:
         elif self._general is not None or not self._start_in_star(flow, path):
             self._generalise().start(flow)
 
+    def _hub(self, link: Link) -> Hub:
+        hub = self._hubs.get(link)
+        if hub is None:
+            link.role = "hub"
+            hub = self._hubs[link] = Hub(self._kernel, link.rate)
+        return hub
+
     def _start_in_star(self, flow: Flow, path: tuple[Link, ...]) -> bool:
         """Serve the flow by a hub if the star pattern allows it."""
-        hubs = self._hubs
         if len(path) == 1:
-            link = path[0]
-            if link.flows:
+            if path[0].role == "leaf":
                 return False
-            hub = hubs.get(link)
-            if hub is None:
-                hub = hubs[link] = Hub(self._kernel, link.rate, self._finished)
-            hub.start(flow, inf)
+            self._hub(path[0]).start(flow)
             return True
         if len(path) > 2:
             return False
         first, second = path
         link, leaf = (second, first) if second.degree >= first.degree else (first, second)
-        hub = hubs.get(link)
-        if hub is None:
-            hub = hubs[link] = Hub(self._kernel, link.rate, self._finished)
-        if link.flows or (leaf.hub is not None and leaf.hub is not hub) or hubs.get(leaf):
+        if link.role == "leaf" or leaf.role == "hub":
             return False
-        flow.leaf = leaf
-        leaf.hub = hub
-        leaf.flows.append(flow)
-        siblings = len(leaf.flows)
-        if siblings > 1:
-            cap = leaf.rate / siblings
-            for other in leaf.flows[:-1]:
-                hub.move(other, cap)
-            hub.start(flow, cap)
-        else:
-            hub.start(flow, leaf.rate)
+        hub = self._hub(link)
+        bundle = leaf.bundle
+        if bundle is None or (bundle.hub is not hub and not bundle.alive):
+            leaf.role = "leaf"
+            bundle = leaf.bundle = Bundle(hub, leaf.rate)
+        elif bundle.hub is not hub:
+            return False
+        hub.start(flow, bundle)
         return True
 
     def stop(self, flow: Flow) -> None:
         """Abandon a transfer."""
         if self._general is not None:
             self._general.stop(flow)
-            return
-        leaf = flow.leaf
-        hub = leaf.hub if leaf is not None else self._hubs.get(flow.path[0]) if flow.path else None
-        if hub is not None:
-            hub.remove(flow)
-            self._leave_leaf(flow)
-
-    def _finished(self, flow: Flow) -> None:
-        if flow.leaf is not None:
-            self._leave_leaf(flow)
-        flow.done(flow)
-
-    def _leave_leaf(self, flow: Flow) -> None:
-        """Its siblings on the leaf link share what it leaves."""
-        leaf = flow.leaf
-        if leaf is not None:
-            flow.leaf = None
-            leaf.flows.remove(flow)
-            if leaf.flows:
-                assert leaf.hub is not None
-                for other in leaf.flows:
-                    if other.klass is not None:  # else it is finished at this very moment, too
-                        leaf.hub.move(other, leaf.rate / len(leaf.flows))
-            else:
-                leaf.hub = None
+        elif flow.bundle is not None:
+            flow.bundle.hub.remove(flow)
 
     def _generalise(self) -> _General:
         """Hand every flow in progress to the general solver."""
@@ -123,11 +84,8 @@ class Network:
             self._general = _General(self._kernel)
             for hub in self._hubs.values():
                 for flow in hub.drain():
-                    if flow.leaf is not None:
-                        flow.leaf.flows.clear()
-                        flow.leaf.hub = None
                     self._general.add(flow)
-            self._hubs.clear()
+                hub.redirect = self._general.start
         return self._general
 
 

@@ -42,9 +42,9 @@ class Prices:
         self.timing = timing
         self.entries: dict[Any, Entry] = {}
 
-    def find(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Entry | None:
-        """Return the entry of `fn(*args)` if it has been traced."""
-        return self.entries.get(price_key(fn, args))
+    def put(self, fn: Callable[..., Any], args: tuple[Any, ...], work: Work) -> None:
+        """Give `fn(*args)` a known amount of work instead of tracing it; its value is None in timing mode."""
+        self.entries[price_key(fn, args)] = Entry(price_name(fn), work, None, False, 0)
 
     def trace(self, fn: Callable[..., Any], args: tuple[Any, ...], steers: bool) -> tuple[Entry, Any]:
         """Run `fn(*args)` under the tracer; return its new entry and its value.

@@ -252,7 +252,7 @@ def board(tmp_path: Path) -> Callable[[float], str]:
     return write
 
 
-DROPOUT = '''
+DROPOUT = """
 from collections import OrderedDict
 from torch import nn
 
@@ -264,7 +264,7 @@ def build(input_shape, num_classes):
     return nn.Sequential(OrderedDict(
         first=nn.Sequential(nn.Flatten(), dense(64, 24)), second=dense(24, 16), third=nn.Linear(16, num_classes)
     ))
-'''
+"""
 
 
 @pytest.fixture

@@ -114,9 +114,7 @@ def test_every_sample_is_sent_although_training_drops_the_last_batch(run: Runner
 
 
 def test_half_precision_halves_the_activations_and_nothing_else(run: Runner, pools: Pools) -> None:
-    whole, half = (
-        run({"name": "ampere", "activation_dtype": dtype}, task=UNEQUAL) for dtype in ("float32", "float16")
-    )
+    whole, half = (run({"name": "ampere", "activation_dtype": dtype}, task=UNEQUAL) for dtype in ("float32", "float16"))
     assert whole.payload_bytes("activation") - half.payload_bytes("activation") == 101 * 2 * CUT[1]
     assert half.payload_bytes("weights") == whole.payload_bytes("weights")
     assert half.payload_bytes("update") == whole.payload_bytes("update")
@@ -269,10 +267,8 @@ def test_a_device_round_is_its_slowest_device_and_the_average(run: Runner, board
 
 
 def test_timing_mode_takes_the_time_that_learning_takes(run: Runner) -> None:
-    """To 1e-5: in evaluation mode, batch norm on meta tensors also returns statistics (32 floats) that it does not
-    really return."""
     timed, learned = (run("ampere", mode=mode, task=UNEQUAL) for mode in ("timing", "learn"))
-    assert timed.outcome.end_s == pytest.approx(learned.outcome.end_s, rel=2e-5)
+    assert timed.outcome.end_s == pytest.approx(learned.outcome.end_s, rel=1e-12)
 
 
 # ---- the stop rule -----------------------------------------------------------------------------------------------
@@ -308,7 +304,6 @@ def test_after_an_early_stop_the_server_makes_as_many_passes_as_the_devices_made
     assert len(done.rows("compute", node="server", what="step")) == 2 * math.ceil(90 / 16)
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_patience_needs_validation_samples(run: Runner) -> None:
     with pytest.raises(ConfigError, match=r"task\.validation_samples"):
         run({"name": "ampere", "patience": 1})
@@ -349,8 +344,9 @@ def test_device_training_goes_on_without_a_device_that_dies(run: Runner, pools: 
     assert done.adds_up()
 
 
+@pytest.mark.usefixtures("pools")
 @pytest.mark.parametrize("when", ["last round", "before its first activation", "amid its activations"])
-def test_a_device_that_dies_later_leaves_no_unwritten_rows_in_training(run: Runner, pools: Pools, when: str) -> None:
+def test_a_device_that_dies_later_leaves_no_unwritten_rows_in_training(run: Runner, when: str) -> None:
     """What it had sent may be used; what it had not must not: the pool's rows begin as NaN."""
     settings: Any = {"training": {"rounds": 2}, "task": UNEQUAL}
     healthy = run("ampere", testbed={"network": SLOW_LINK}, **settings)
@@ -360,9 +356,7 @@ def test_a_device_that_dies_later_leaves_no_unwritten_rows_in_training(run: Runn
         "before its first activation": (healthy.phase_s("transfer") + sent.min()) / 2,
         "amid its activations": (sent[0] + sent[1]) / 2,
     }[when]
-    done = run(
-        "ampere", testbed={"network": SLOW_LINK, "faults": [{"node": "device-0", "at_s": at_s}]}, **settings
-    )
+    done = run("ampere", testbed={"network": SLOW_LINK, "faults": [{"node": "device-0", "at_s": at_s}]}, **settings)
     assert finite(done.model())
     assert done.evaluated[-1][0] == "global"
     assert done.adds_up()

@@ -156,7 +156,11 @@ def test_a_round_on_a_slow_link_by_hand(run: Runner) -> None:
 
 
 def test_who_is_not_chosen_gets_nothing_in_that_round(run: Runner) -> None:
-    settings = {"mode": "timing", "training": {"rounds": 6}, "testbed": {"devices": [{"profile": "rpi-4-4g", "count": 4}]}}
+    settings = {
+        "mode": "timing",
+        "training": {"rounds": 6},
+        "testbed": {"devices": [{"profile": "rpi-4-4g", "count": 4}]},
+    }
     half = {"name": "fedavg", "fraction": 0.5}
     done, again, other = run(half, **settings), run(half, **settings), run(half, seed=2, **settings)
     chosen = [done.devices_of_round("weights", index) for index in range(1, 7)]
@@ -173,9 +177,7 @@ def test_every_method_that_samples_devices_chooses_the_same(run: Runner) -> None
     settings = {"mode": "timing", "training": {"rounds": 4}, "task": {"partition": {"samples": 64}}}
     bed = {"devices": [{"profile": "rpi-4-4g", "count": 4}]}
     chosen = {
-        name: tuple(
-            frozenset(done.devices_of_round("weights", index)) for index in range(1, 5)
-        )
+        name: tuple(frozenset(done.devices_of_round("weights", index)) for index in range(1, 5))
         for name in ("fedavg", "splitfed_v1", "splitfed_v2", "ampere")
         for done in [run({"name": name, "fraction": 0.5}, testbed=bed, **settings)]
     }

@@ -161,7 +161,7 @@ def test_the_run_goes_on_without_a_device_that_dies(run: Runner, share: float, v
 
 
 def test_a_device_that_is_back_before_the_server_looked_does_not_hang_the_run(run: Runner, board: Any) -> None:
-    """It dies and returns while the server computes on its activation: the new one waits for weights, not a gradient."""
+    """It dies and returns while the server computes on its activation: the new one waits for weights."""
     settings = {"testbed": {"devices": [{"profile": board(1), "count": 2}], "server": {"profile": board(64)}}}
     healthy = run("sl", mode="timing", **settings)
     begun, ended = healthy.rows("compute", node="server", what="serve")[["start_s", "end_s"]][1]
@@ -186,13 +186,11 @@ def test_wrong_settings_are_refused_by_place(run: Runner, settings: dict[str, An
 
 @pytest.mark.parametrize("method", ["sl", "splitfed_v1", "splitfed_v2", "ampere"])
 @pytest.mark.parametrize("cut", [5, 6, 1000])
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_cut_that_leaves_nothing_on_the_server_is_refused(run: Runner, method: str, cut: int) -> None:
     with pytest.raises(ConfigError, match=rf"split point {cut} is outside 1\.\.4 for model 'vgg-5'"):
         run({"name": method, "split_point": cut})
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_cut_outside_the_model_is_refused_with_the_settings_place(run: Runner) -> None:
     with pytest.raises(ConfigError, match=r"methods\.0\.split_point"):
         run({"name": "sl", "split_point": 5})

@@ -24,7 +24,7 @@ WHOLE = {"partition": {"samples": 96}}
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 @pytest.mark.parametrize("mode", ["learn", "timing"])
 def test_payload_bytes_of_every_kind(run: Runner, helpers: Any, mode: str, cut: int) -> None:
-    """As SL's: the averages cost no bytes. n samples in m batches per round: n(4q + 8) + m headers up, n 4q + m down."""
+    """As SL's: the averages cost no bytes. n samples in m batches per round: n(4q + 8) + m up, 4qn + m down."""
     done = run({"name": "splitfed_v1", "split_point": cut}, mode=mode, task=UNEQUAL)
     assert len(set(done.sizes)) > 1
     assert any(size % 16 for size in done.sizes)
@@ -137,8 +137,11 @@ def test_timing_mode_takes_the_time_that_learning_takes(run: Runner) -> None:
 
 
 def test_who_is_not_chosen_gets_nothing_in_that_round(run: Runner) -> None:
-    done = run({"name": "splitfed_v1", "fraction": 0.5}, training={"rounds": 4},
-               testbed={"devices": [{"profile": "rpi-4-4g", "count": 4}]})
+    done = run(
+        {"name": "splitfed_v1", "fraction": 0.5},
+        training={"rounds": 4},
+        testbed={"devices": [{"profile": "rpi-4-4g", "count": 4}]},
+    )
     for index in range(1, 5):
         chosen = done.devices_of_round("weights", index)
         assert len(chosen) == 2

@@ -139,10 +139,11 @@ def test_the_orders_give_different_weights(run: Runner, helpers: Any) -> None:
     assert helpers.differ(models[1], models[2])
 
 
-def test_it_is_not_announced_as_independent_of_speeds() -> None:
-    """The default order is `fifo`: whoever relies on `Method.synchronous` must not be told that speeds do not matter."""
-    assert method.load("splitfed_v2").synchronous is not True
-    assert method.load("splitfed_v1").synchronous is True
+def test_only_the_default_order_is_announced_as_dependent_on_speeds() -> None:
+    loaded = method.load("splitfed_v2")
+    told = {order: loaded.synchronous(loaded.config(order=order)) for order in ORDERS}  # type: ignore[call-arg]
+    assert told == {"fifo": False, "round_robin": True, "random": True, "per_device_epoch": True}
+    assert loaded.synchronous(loaded.config()) is False
 
 
 def test_a_round_takes_as_long_as_the_slower_of_server_and_devices(run: Runner, board: Any) -> None:

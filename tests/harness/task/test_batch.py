@@ -91,7 +91,7 @@ def test_drawing_batches_leaves_global_random_state_alone() -> None:
 @pytest.mark.parametrize("timing", [False, True])
 def test_batch_sizes_in_both_modes(samples: int, drop_last: bool, sizes: list[int], timing: bool) -> None:
     made = shard(samples, drop_last=drop_last, timing=timing)
-    assert [batch.size for batch in made.epoch(0)] == sizes
+    assert [batch.samples for batch in made.epoch(0)] == sizes
     assert made.batches_per_epoch == len(sizes)
     assert made.samples == samples
 
@@ -107,12 +107,12 @@ def test_epochs_are_passes_behind_each_other() -> None:
 def test_steps_go_on_across_calls_and_passes(per_call: int, timing: bool) -> None:
     """Calls of `per_call` steps each, together, are the endless series of passes, cut anywhere."""
     made = shard(timing=timing)
-    whole = [batch.size for batch in made.epochs(0, 5)] if timing else rows(made.epochs(0, 5))
+    whole = [batch.samples for batch in made.epochs(0, 5)] if timing else rows(made.epochs(0, 5))
     got: list[object] = []
     for first in range(0, 14, per_call):
         batches = list(made.steps(first, per_call))
         assert len(batches) == per_call
-        got += [batch.size for batch in batches] if timing else rows(batches)
+        got += [batch.samples for batch in batches] if timing else rows(batches)
     assert got[:14] == whole[:14]
 
 

@@ -121,7 +121,9 @@ def test_without_buffers_running_statistics_stay() -> None:
 def test_a_state_of_another_length_is_refused(extra: int, buffers: bool) -> None:
     state = FlatState(vgg())
     length = len(state.copy(buffers)) + extra
-    with pytest.raises(ValueError, match=rf"{length} numbers does not fit .* {state.num_parameters} parameters and 320"):
+    with pytest.raises(
+        ValueError, match=rf"{length} numbers does not fit .* {state.num_parameters} parameters and 320"
+    ):
         state.load(torch.zeros(length))
 
 

@@ -81,7 +81,7 @@ def test_a_client_goes_on_where_it_stopped_when_its_turn_comes_again() -> None:
 def test_local_steps_go_on_in_the_next_round() -> None:
     """34 samples in batches of 16, 16 and 2; two steps a round: (16 16) (2 16) (16 2)."""
     task = on(workload(training={"local_steps": 2}), "device-0")
-    assert [[batch.size for batch in task.batches(index)] for index in (1, 2, 3)] == [[16, 16], [2, 16], [16, 2]]
+    assert [[batch.samples for batch in task.batches(index)] for index in (1, 2, 3)] == [[16, 16], [2, 16], [16, 2]]
     assert task.steps(1) == 2
     both = torch.cat([inputs(task, 1), inputs(task, 2)[:2]])
     assert torch.equal(both, torch.cat([b.load()[0] for b in task.shard(1).epoch(0)]))
@@ -149,14 +149,16 @@ def test_timing_mode_has_the_same_parts_without_reading_the_data() -> None:
     assert shapes.dataset is None
     assert [len(part) for part in shapes.parts] == [len(part) for part in real.parts]
     for device in ("device-0", "device-2"):
-        sizes = [[batch.size for batch in on(load, device).batches(1)] for load in (real, shapes)]
+        sizes = [[batch.samples for batch in on(load, device).batches(1)] for load in (real, shapes)]
         assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("validation_samples", [0, 50])
 @pytest.mark.parametrize("kind", ["dirichlet", "shards"])
-def test_timing_mode_deals_as_many_samples_to_each_as_learning(kind: str) -> None:
-    partition = {"kind": kind, "alpha": 0.5}
-    real, shapes = workload(partition=partition), workload(timing=True, partition=partition)
+def test_timing_mode_deals_as_many_samples_to_each_as_learning(kind: str, validation_samples: int) -> None:
+    """Bytes and times follow from the sizes, so both modes must have them; classes are what decides them."""
+    task: Any = {"partition": {"kind": kind, "alpha": 0.5}, "validation_samples": validation_samples}
+    real, shapes = workload(**task), workload(timing=True, **task)
     assert [len(part) for part in shapes.parts] == [len(part) for part in real.parts]
     assert np.array_equal(real.histogram, shapes.histogram)
 

@@ -64,29 +64,25 @@ def served_by_hub(rate: float, flows: list[tuple[float, float, float]]) -> list[
     """When each flow (start, bytes, cap) has its last byte, served by a Hub."""
     kernel = Kernel()
     ends: dict[int, float] = {}
-
-    def finished(flow: Flow) -> None:
-        ends[flow.size_index] = kernel.now  # type: ignore[attr-defined]
-
-    hub = Hub(kernel, rate, finished)
-
+    hub = Hub(kernel, rate, over)
     for index, (start, size, cap) in enumerate(flows):
-        flow = _Numbered((), size, lambda _: None)
-        flow.size_index = index
+
+        def done(_: Any, index: int = index) -> None:
+            assert index not in ends
+            ends[index] = kernel.now
 
         def begin(flow: Flow, cap: float = cap) -> None:
             hub.start(flow, cap)
 
-        kernel.at(start, begin, flow)
+        kernel.at(start, begin, Flow((), size, done))
     kernel.run()
     assert len(hub) == 0
     return [ends[index] for index in range(len(flows))]
 
 
-class _Numbered(Flow):
-    """A flow that knows which one it is."""
-
-    size_index = -1
+def over(flow: Flow) -> None:
+    """What a hub calls at the end of a flow."""
+    flow.done(flow)
 
 
 def close(got: list[float], wanted: list[Fraction]) -> None:
@@ -151,7 +147,7 @@ def test_the_hub_finishes_when_water_filling_does(rate: Fraction, flows: list[tu
 @settings(max_examples=100, deadline=None)
 def test_the_hubs_rates_are_fair_and_promise_no_more_than_it_has(rate: Fraction, caps: list[float]):
     kernel = Kernel()
-    hub = Hub(kernel, float(rate), lambda flow: None)
+    hub = Hub(kernel, float(rate), over)
     flows = [Flow((), 1e9, lambda _: None) for _ in caps]
     for flow, cap in zip(flows, caps, strict=True):
         hub.start(flow, cap)
@@ -176,9 +172,9 @@ def test_no_byte_is_lost_when_caps_change_and_flows_are_stopped(
     """Integrate the rates between the changes: that many bytes have been served, of each flow."""
     kernel = Kernel()
     done: list[Flow] = []
-    hub = Hub(kernel, rate, done.append)
+    hub = Hub(kernel, rate, over)
     size = 1000.0
-    flows = [Flow((), size, lambda _: None) for _ in caps]
+    flows = [Flow((), size, done.append) for _ in caps]
     served = dict.fromkeys(flows, 0.0)
     active = list(flows)
     for flow, cap in zip(flows, caps, strict=True):
@@ -223,16 +219,16 @@ def test_a_long_run_does_not_drift():
     kernel = Kernel()
     ends: list[float] = []
 
-    def finished(flow: Flow) -> None:
+    def finished(_: Any) -> None:
         ends.append(kernel.now)
         if len(ends) < 20_000:
-            hub.start(Flow((), 0.3, lambda _: None), inf)
+            hub.start(Flow((), 0.3, finished), inf)
         else:
             kernel.stop()
 
-    hub = Hub(kernel, 0.7, finished)
+    hub = Hub(kernel, 0.7, over)
     hub.start(Flow((), 1e12, lambda _: None), inf)
-    hub.start(Flow((), 0.3, lambda _: None), inf)
+    hub.start(Flow((), 0.3, finished), inf)
     kernel.run()
     assert ends[-1] == pytest.approx(20_000 * 0.3 / 0.35, rel=1e-9)
 
