@@ -80,7 +80,7 @@ class BrokenRecords(AmmeterError):  # noqa: N818
 def suggestion(name: str, options: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the option nearest to `name`, else "; known: a, b, c"."""
     options = sorted(options)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
     shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")

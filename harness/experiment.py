@@ -27,12 +27,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, Field
+import torch
+from pydantic import BaseModel, Field, field_validator
 
 from harness import method as methods
+from harness import reading
 from harness import testbed as testbeds
 from harness.errors import ConfigError, suggestion
+from harness.task import data as datasets
+from harness.task import models
 from harness.task.config import Section, TaskConfig, TrainingConfig
 from harness.validation import validated
 
@@ -69,6 +72,22 @@ class Experiment(Section):
     methods: list[str | dict[str, Any]] = Field(min_length=1)
     testbed: dict[str, Any]
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct_seeds(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds are distinct whole numbers from 0")
+        return seeds
+
+    @field_validator("sweep")
+    @classmethod
+    def _distinct_values(cls, sweep: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        for key, values in sweep.items():
+            shown = [json.dumps(value, sort_keys=True) for value in values]
+            if not values or len(set(shown)) < len(shown):
+                raise ValueError(f"sweep.{key}: give a list of distinct values")
+        return sweep
 
 
 @dataclass(frozen=True)
@@ -107,7 +126,14 @@ class RunSpec:
             "training": self.training.model_dump(mode="json"),
             "testbed": {"name": testbeds.name_of(self.testbed), **self.bed.model_dump(mode="json")},
             "sweep": self.swept,
+            "files": self._files(),
         }
+
+    def _files(self) -> dict[str, str]:
+        """Return the hash of every file of the user's own that the run is made with."""
+        settings = [self.method.name, self.task.model, self.bed.model_dump(mode="json")]
+        found = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in _own_files(settings)}
+        return dict(sorted(found.items()))
 
     @property
     def id(self) -> str:
@@ -115,6 +141,20 @@ class RunSpec:
         decisive = {k: v for k, v in self.resolved().items() if k not in ("experiment", "target_accuracy", "sweep")}
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _own_files(value: Any) -> Iterator[str]:
+    """Yield the paths of .py and .yaml files that settings name ("mine.py", "mine.py:build", "mine.yaml/mode")."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _own_files(item)
+    elif isinstance(value, str):
+        for suffix in (".py", ".yaml", ".yml"):
+            path = value[: value.rfind(suffix)] + suffix
+            if suffix in value and Path(path).is_file():
+                yield path
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -134,15 +174,13 @@ def read(source: str, overrides: Iterable[str] = ()) -> Experiment:
     """
     text, where = _text(source)
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise ConfigError(f"{place}: not YAML: {getattr(error, 'problem', error)}") from None
+        data = reading.load(text)
+    except reading.NotYaml as error:
+        place = where if error.line is None else f"{where}:{error.line}"
+        raise ConfigError(f"{place}: not YAML: {error.problem}") from None
     if not isinstance(data, dict):
         found = "empty" if data is None else f"a {type(data).__name__}"
         raise ConfigError(f"{where}: is {found}; an experiment is a mapping with at least name, methods and testbed")
-    data = _numbers(data)
     for override in overrides:
         key, value = override_value(override)
         assign(data, key, value, f"override {override!r}")
@@ -176,20 +214,6 @@ def _text(source: str) -> tuple[str, str]:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _numbers(value: Any) -> Any:
-    """Turn strings like 1e6, which YAML 1.1 does not take for numbers, into numbers."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and value[:1].isdigit() and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
 def override_value(override: str) -> tuple[str, Any]:
     """Split "a.b=value" into key and YAML value.
 
@@ -200,9 +224,9 @@ def override_value(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: write key=value, e.g. -s training.rounds=3")
     try:
-        return key, _numbers(yaml.safe_load(text)) if text else None
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+        return key, reading.load(text) if text else None
+    except reading.NotYaml as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value ({error})") from None
 
 
 def assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
@@ -245,8 +269,7 @@ def _index(entries: list[Any], part: str, where: str) -> int:
 # ---- methods -------------------------------------------------------------------------------------------------
 
 
-def _entry(entry: str | dict[str, Any], position: int, where: str) -> MethodEntry:
-    here = f"{where}: methods.{position}"
+def _entry(entry: str | dict[str, Any], here: str) -> MethodEntry:
     if isinstance(entry, str):
         return MethodEntry(name=entry, label=_label(entry), settings={}, training={})
     settings = dict(entry)
@@ -273,12 +296,7 @@ def runs(experiment: Experiment, where: str = "experiment") -> list[RunSpec]:
     Raises:
         ConfigError, ProfileError: unknown names or keys, values that are not allowed, two methods of one label.
     """
-    found = list(_runs(experiment, where))
-    labels = [(spec.label, spec.seed, json.dumps(spec.swept, sort_keys=True)) for spec in found]
-    for label, seed, _ in labels:
-        if labels.count((label, seed, _)) > 1:
-            raise ConfigError(f"{where}: methods: two are called {label!r}; give one of them a `label`")
-    return found
+    return list(_runs(experiment, where))
 
 
 def _runs(experiment: Experiment, where: str) -> Iterator[RunSpec]:
@@ -290,23 +308,16 @@ def _runs(experiment: Experiment, where: str) -> Iterator[RunSpec]:
             assign(data, key, copy.deepcopy(value), f"{where}: sweep.{key}")
         point = parse(data, where) if keys else experiment
         swept = dict(zip(keys, values, strict=True))
+        checker = _Checker(point, where)
+        labels: set[str] = set()
         for position, given in enumerate(point.methods):
-            entry = _entry(given, position, where)
-            here = f"{where}: methods.{position}"
-            try:
-                method = methods.load(entry.name)
-            except ConfigError as error:
-                raise ConfigError(f"{here}: {error}") from None
-            config = validated(method.config, entry.settings, here)
-            training = point.training
-            if entry.training:
-                merged = {**point.training.model_dump(), **entry.training}
-                if "local_steps" in entry.training:
-                    merged.pop("local_epochs", None)
-                if "local_epochs" in entry.training:
-                    merged.pop("local_steps", None)
-                training = validated(TrainingConfig, merged, f"{here}.training")
-            testbed, bed = testbeds.configured(point.testbed, where)
+            here = f"{where}: methods[{position}]"
+            entry = _entry(given, here)
+            if entry.label in labels:
+                raise ConfigError(f"{here}: two methods are called {entry.label!r}; give one of them a `label`")
+            labels.add(entry.label)
+            method, config = checker.method(entry, here)
+            training = _merged(point.training, entry.training, f"{here}.training")
             for seed in point.seeds:
                 yield RunSpec(
                     experiment=point.name,
@@ -318,7 +329,54 @@ def _runs(experiment: Experiment, where: str) -> Iterator[RunSpec]:
                     config=config,
                     task=point.task,
                     training=training,
-                    testbed=testbed,
-                    bed=bed,
+                    testbed=checker.testbed,
+                    bed=checker.bed,
                     swept=swept,
                 )
+
+
+class _Checker:
+    """Checks what can be checked before anything runs: names, cuts, the testbed."""
+
+    def __init__(self, point: Experiment, where: str) -> None:
+        self._name = point.task.model
+        try:
+            info = datasets.info(point.task.data)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: task.data: {error}") from None
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                self._model = models.build(
+                    self._name, info.kind, info.input_shape, info.num_classes, info.vocabulary, point.task.norm
+                )
+        except ConfigError as error:
+            raise ConfigError(f"{where}: task.model: {error}") from None
+        except Exception as error:  # whatever a user's own model does
+            raise ConfigError(f"{where}: task.model: {self._name}: {type(error).__name__}: {error}") from error
+        self.testbed, self.bed = testbeds.configured(point.testbed, where)
+
+    def method(self, entry: MethodEntry, here: str) -> tuple[methods.Method, methods.MethodConfig]:
+        """Return a method and its checked settings."""
+        try:
+            method = methods.load(entry.name)
+        except ConfigError as error:
+            raise ConfigError(f"{here}: {error}") from None
+        config = validated(method.config, entry.settings, here)
+        try:
+            method.check(config, self._model, self._name)
+        except ConfigError as error:
+            raise ConfigError(f"{here}: {error}") from None
+        return method, config
+
+
+def _merged(base: TrainingConfig, given: dict[str, Any], where: str) -> TrainingConfig:
+    """Return the training section with a method's own settings laid over it, section by section."""
+    if not given:
+        return base
+    data = base.model_dump()
+    if "local_steps" in given or "local_epochs" in given:  # one budget replaces the other
+        data["local_steps"] = data["local_epochs"] = None
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(data.get(key), dict)
+        data[key] = {**data[key], **value} if both else value
+    return validated(TrainingConfig, data, where)

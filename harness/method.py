@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import sys
+import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from harness.errors import ConfigError, suggestion
 
@@ -38,6 +42,7 @@ class Method:
         roles: coroutine functions `role(node, task, config)` by role name.
         ends: the run is over when this role returns.
         synchronous: `synchronous(config)` says whether its weights are independent of the speed of nodes and links.
+        check: `check(config, model, model_name)` refuses settings that do not fit the model, before anything runs.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Method:
     roles: Mapping[str, RoleFunction]
     ends: str
     synchronous: Callable[[Any], bool]
+    check: Callable[[Any, nn.Sequential, str], None]
 
 
 def names() -> list[str]:
@@ -65,13 +71,19 @@ def load(name: str) -> Method:
         if not hasattr(module, attribute):
             raise ConfigError(f"method {name!r} defines no {attribute}; a method is a module with Config, ROLES, ENDS")
     roles, ends = module.ROLES, module.ENDS
+    if not isinstance(roles, Mapping) or not all(inspect.iscoroutinefunction(role) for role in roles.values()):
+        raise ConfigError(f"method {name!r}: ROLES must map role names to coroutine functions (async def)")
     if ends not in roles:
         raise ConfigError(f"method {name!r}: ENDS = {ends!r} names none of its roles: {', '.join(roles)}")
     if not (isinstance(module.Config, type) and issubclass(module.Config, MethodConfig)):
         raise ConfigError(f"method {name!r}: Config must be a subclass of harness.method.MethodConfig")
-    lines = (module.__doc__ or "").strip().splitlines()
+    summary = " ".join((module.__doc__ or "").strip().partition("\n\n")[0].split())
     synchronous = getattr(module, "synchronous", _always)
-    return Method(name, lines[0] if lines else "", module.Config, roles, ends, synchronous)
+    return Method(name, summary, module.Config, roles, ends, synchronous, getattr(module, "check", _fits))
+
+
+def _fits(config: MethodConfig, model: nn.Sequential, name: str) -> None:
+    """Default: any settings fit any model."""
 
 
 def _always(config: MethodConfig) -> bool:  # noqa: ARG001 - the shape of a module's own `synchronous`
@@ -89,12 +101,14 @@ def _from_file(name: str) -> ModuleType:
     path = Path(name)
     if not path.is_file():
         raise ConfigError(f"method {name!r}: no such file (looked for {path.resolve()})")
-    spec = importlib.util.spec_from_file_location(f"users_method_{path.stem}", path)
+    unique = f"users_method_{path.stem}_{zlib.crc32(str(path.resolve()).encode()):08x}"
+    spec = importlib.util.spec_from_file_location(unique, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"method {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     return module

@@ -113,6 +113,8 @@ class Node:
         profile: what the testbed knows of the machine the node runs on.
         keep: state that outlives a crash of this node.
         incarnation: how often this node has been restarted.
+        absent: peers that are gone, and those that have come back but do not take part yet: until the next round,
+            or until they are heard of.
     """
 
     def __init__(self, name: str, driver: Driver, topology: Topology, seed: int, profile: Any = None) -> None:
@@ -134,7 +136,7 @@ class Node:
         self._future = driver.future
         self._streams: dict[str, np.random.Generator] = {}
         self._peers = set(topology.names)
-        self._lost = driver.lost()
+        self.absent = set(driver.lost())
 
     # ---- clock and randomness -------------------------------------------------------------------------------
 
@@ -273,7 +275,7 @@ class Node:
             else:
                 future.set_result(message, message.serial)
             return future
-        if from_ is not None and from_ in self._lost:
+        if from_ is not None and from_ in self.absent:
             future.set_exception(PeerLost(f"{self.name} waits for {tags[0]!r} from {from_}, which is gone"))
             return future
         waiter = Waiter(future, tags, from_, match, streaming)
@@ -308,7 +310,7 @@ class Node:
         if at_least is not None and not 1 <= at_least <= len(peers):
             raise ProtocolError(f"{self.name}: gather(at_least={at_least}) of {len(peers)} peers is impossible")
         future = self._future(record.GATHER, tag)
-        collector = Collector(future, tag, peers, self._driver.lost(), at_least, match)
+        collector = Collector(future, tag, peers, self.absent, at_least, match)
         collector.has_deadline = deadline_s is not None
         collector.on_done = lambda messages: self._driver.barrier(self, messages, int(match.get("round", 0)))
         self.mailbox.collect(collector)
@@ -352,13 +354,22 @@ class Node:
         return future
 
     def rounds(self, count: int) -> Iterator[int]:
-        """Yield 1 .. count; marks each round's start and end, and lets returned devices take part again."""
+        """Yield 1 .. count; marks each round's start and end, and lets returned devices take part again.
+
+        Raises:
+            PeerLost: no device is left.
+        """
         for index in range(1, count + 1):
             lost = self._driver.lost()
             self.devices = [name for name in self.topology.devices_of(self.name) if name not in lost]
+            self.absent = set(lost)
+            if not self.devices:
+                raise PeerLost(f"{self.name}: round {index} cannot begin, every device is gone")
             self._driver.mark(self, record.ROUND_START, "round", index)
-            yield index
-            self._driver.mark(self, record.ROUND_END, "round", index)
+            try:
+                yield index
+            finally:
+                self._driver.mark(self, record.ROUND_END, "round", index)
 
     def phase(self, name: str) -> None:
         """Mark the beginning of a phase of the method."""

@@ -20,7 +20,11 @@ Progress = Callable[[float], None]
 
 def workload(spec: RunSpec, nodes: Topology, data_root: Path | None) -> Workload:
     """Build the data, partition and model of a run."""
-    return Workload(spec.task, spec.training, spec.seed, len(nodes.devices), spec.mode == "timing", data_root)
+    timing = spec.mode == "timing"
+    try:
+        return Workload(spec.task, spec.training, spec.seed, len(nodes.devices), timing, data_root)
+    except ConfigError as error:
+        raise ConfigError(f"task.partition: {error}") from None
 
 
 def role(spec: RunSpec, load: Workload, kind: str) -> Callable[[Node], Coroutine[Any, Any, None]]:

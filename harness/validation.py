@@ -25,42 +25,61 @@ def validated(model: type[Model], data: Any, where: str) -> Model:
     try:
         return model(**data)
     except ValidationError as error:
-        raise ConfigError("\n".join(_complaint(model, problem, where) for problem in error.errors())) from None
+        problems = error.errors()
+        told = [problem for problem in problems if not _beside_the_point(problem, problems)]
+        raise ConfigError("\n".join(_complaint(model, problem, where) for problem in told)) from None
     except TypeError as error:  # a key that is no string
         raise ConfigError(f"{where}: {error}") from None
 
 
 def _complaint(model: type[BaseModel], problem: Any, where: str) -> str:
-    # union branches and validators add parts to the path that are no keys of the file
-    path = [str(part) for part in problem["loc"] if not (isinstance(part, str) and not _is_key(part))]
-    key = ".".join(path)
+    keys, section = _walk(model, problem["loc"])
     place = where
-    if key:  # "file: section" + key -> "file: section.key"
-        place = f"{where}.{key}" if ": " in where else f"{where}: {key}"
+    if keys:  # "file: section" + key -> "file: section.key"
+        place = f"{where}.{keys}" if ": " in where else f"{where}: {keys}"
+    if problem["type"] == "value_error" and problem["msg"].startswith(f"Value error, {keys}."):
+        place = where  # the validator names the key itself
     if problem["type"] == "extra_forbidden":
-        return f"{place}: unknown key{suggestion(path[-1], _known(model, path[:-1]))}"
+        return f"{place}: unknown key{suggestion(str(problem['loc'][-1]), getattr(section, 'model_fields', ()))}"
     if problem["type"] == "missing":
         return f"{place}: is missing"
     text = problem["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(problem["input"], dict) else f" (found {problem['input']!r})"
+    shown = "" if isinstance(problem["input"], dict | list) else f" (found {problem['input']!r})"
     return f"{place}: {text[:1].lower()}{text[1:]}{shown}"
 
 
-def _is_key(part: str) -> bool:
-    return part.replace("_", "").replace("-", "").isalnum() and not part.startswith("function-") and part.islower()
+def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, Any]:
+    """Return where a complaint is, as a.b[2].c, and the model whose key is last.
+
+    pydantic's path also names branches of unions and validators; those are no keys of the file and are left out.
+    """
+    text = ""
+    section: Any = model  # the model that the next key belongs to
+    annotation: Any = model
+    for position, part in enumerate(loc):
+        fields = getattr(section, "model_fields", None)
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif fields is not None and part in fields:
+            text += f".{part}"
+            annotation = fields[part].annotation
+            section = _section(annotation)
+        elif position == len(loc) - 1 and not _is_branch(part, annotation):
+            text += f".{part}"
+    return text.removeprefix("."), section
 
 
-def _known(model: type[BaseModel], path: list[str]) -> list[str]:
-    """Return the keys that a model knows at that path."""
-    current: Any = model
-    for part in path:
-        if part.isdigit():
-            continue
-        fields = getattr(current, "model_fields", {})
-        if part not in fields:
-            return []
-        current = _section(fields[part].annotation)
-    return list(getattr(current, "model_fields", {}))
+def _is_branch(part: str, annotation: Any) -> bool:
+    """Whether a part of pydantic's path names one of the types that a value may have, not a key."""
+    names = {getattr(kind, "__name__", "") for kind in getattr(annotation, "__args__", ())}
+    return part in names or part.startswith(("function-", "list[", "dict[", "constrained-", "literal["))
+
+
+def _beside_the_point(problem: Any, others: list[Any]) -> bool:
+    """A mapping was given where a name or a mapping may stand, and the mapping has a complaint of its own."""
+    prefix = problem["loc"][:-1]
+    is_branch = problem["type"] in ("string_type", "none_required") and isinstance(problem["input"], dict)
+    return is_branch and any(other is not problem and other["loc"][: len(prefix)] == prefix for other in others)
 
 
 def _section(annotation: Any) -> Any:

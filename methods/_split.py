@@ -8,10 +8,12 @@ steps. Payload: up 4 x activation floats + 8 per label, down 4 x activation floa
 from __future__ import annotations
 
 from pydantic import Field
+from torch import nn
 
 from harness.errors import PeerLost
 from harness.method import MethodConfig
 from harness.node import Node
+from harness.task.models.describe import check_cut
 from harness.task.task import Task
 from harness.task.trainer import Trainer
 from harness.topology import SERVER
@@ -27,6 +29,15 @@ class SplitConfig(MethodConfig):
     split_point: int = Field(default=1, ge=1)
 
 
+def check(config: SplitConfig, model: nn.Sequential, name: str) -> None:
+    """Refuse a cut outside the model.
+
+    Raises:
+        ConfigError: with the valid range and the blocks' names.
+    """
+    check_cut(model, config.split_point, name)
+
+
 async def split_device(node: Node, task: Task, config: SplitConfig) -> None:
     """The device role of SL and SplitFed: whenever weights come, train through the cut, send the block back."""
     block = task.trainer(task.piece(stop=config.split_point))
@@ -38,7 +49,7 @@ async def split_device(node: Node, task: Task, config: SplitConfig) -> None:
             remaining -= 1
             upload, saved = await node.compute(block.forward, batch)
             node.post(SERVER, "activation", upload, round=index, remaining=remaining)
-            gradient = await node.recv("gradient", from_=SERVER)
+            gradient = await node.recv("gradient", from_=SERVER, round=index)
             await node.compute(block.backward, saved, gradient.payload)
         weights = await node.compute(block.weights)
         await node.send(SERVER, "update", weights, round=index, samples=task.shard(index).samples)

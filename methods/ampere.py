@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -36,7 +37,7 @@ from harness.task.config import AuxiliaryConfig
 from harness.task.task import Task
 from harness.task.trainer import Upload
 from harness.topology import SERVER
-from methods._split import SplitConfig
+from methods._split import SplitConfig, check
 
 
 class Config(SplitConfig):
@@ -77,9 +78,9 @@ class Pool:
         self.labels = torch.empty(samples, dtype=torch.int64, device=like.device)
         self.in_memory_bytes = self.labels.nbytes
         if on_disk and not like.is_meta:
-            self._folder = tempfile.TemporaryDirectory(prefix="ammeter-pool-")
-            path = str(Path(self._folder.name) / "activations")
-            flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=like.dtype)
+            with tempfile.TemporaryDirectory(prefix="ammeter-pool-") as folder:  # the mapping outlives the name
+                path = str(Path(folder) / "activations")
+                flat = torch.from_file(path, shared=True, size=math.prod(shape), dtype=like.dtype)
             self.activations = flat.view(shape)
         else:
             self.activations = torch.empty(shape, dtype=like.dtype, device=like.device)
@@ -125,7 +126,7 @@ async def device(node: Node, task: Task, config: Config) -> None:
         weights = await node.compute(block.weights)
         await node.send(SERVER, "update", weights, round=index, samples=task.shard(index).samples)
     for client in range(1, len(task.clients) + 1):
-        for batch in task.shard(client).epoch(0, shuffle=False):
+        for batch in task.shard(client).everything():
             upload = await node.compute(block.infer, batch)
             if config.activation_dtype != "float32":
                 upload = await node.compute(convert, upload, config.activation_dtype)
@@ -136,18 +137,18 @@ async def device(node: Node, task: Task, config: Config) -> None:
 async def server(node: Node, task: Task, config: Config) -> None:
     """The three phases, in order."""
     front = task.piece(stop=config.split_point, auxiliary=config.auxiliary)
-    device_weights = await _train_devices(node, task, config)
+    device_weights, rounds = await _train_devices(node, task, config)
     node.phase("transfer")
     final = {"block": device_weights["block"]}
     node.broadcast("weights", final, last=True)
-    pool = await _consolidate(node, task, config)
+    pool, rows = await _consolidate(node, task, config)
     node.phase("server training")
     back = task.piece(start=config.split_point)
     block = task.trainer(back)
     scorer = task.scorer(task.piece(stop=front.stop), back)
     shard = Shard(
         pool,
-        np.arange(len(pool.labels)),
+        rows,
         "pool",
         node.seed,
         task.training.batch_size,
@@ -155,24 +156,24 @@ async def server(node: Node, task: Task, config: Config) -> None:
         pool.signature,
         node.timing,
     )
-    epochs = config.server_epochs or task.training.rounds * (task.training.epochs or 1)
+    epochs = config.server_epochs or task.passes(rounds)
     for epoch in range(epochs):
         for batch in shard.epoch(epoch):
             await node.compute(block.step, batch)
         last = epoch == epochs - 1
         if last or task.due(epoch + 1):
             server_weights = await node.compute(block.weights)
-            node.evaluate(scorer, final, server_weights, round=task.training.rounds + epoch + 1)
+            node.evaluate(scorer, final, server_weights, round=rounds + epoch + 1)
 
 
-async def _train_devices(node: Node, task: Task, config: Config) -> State:
-    """Phase 1: FedAvg of the device block with its auxiliary network."""
+async def _train_devices(node: Node, task: Task, config: Config) -> tuple[State, int]:
+    """Phase 1: FedAvg of the device block with its auxiliary network; returns weights and rounds made."""
     node.phase("device training")
     front = task.piece(stop=config.split_point, auxiliary=config.auxiliary)
     weights: State = await node.compute(task.trainer(front).weights)
     scorer = task.scorer(front)
     validator = task.validator(front) if config.patience else None
-    best, best_round = -1.0, 0
+    best, best_round, index = -1.0, 0, 0
     for index in node.rounds(task.training.rounds):
         chosen = node.sample(config.fraction, index)
         node.broadcast("weights", weights, to=chosen, round=index, last=False)
@@ -188,11 +189,14 @@ async def _train_devices(node: Node, task: Task, config: Config) -> State:
                 best, best_round = accuracy, index
             elif index - best_round >= config.patience:
                 break
-    return weights
+    return weights, index
 
 
-async def _consolidate(node: Node, task: Task, config: Config) -> Pool:
-    """Phase 2: write every device's activations into one pool as they come."""
+async def _consolidate(node: Node, task: Task, config: Config) -> tuple[Pool, npt.NDArray[np.int64]]:
+    """Phase 2: write every device's activations into one pool as they come.
+
+    Returns the pool and the rows of it that were written: all, unless a device was lost.
+    """
     census = task.census
     samples = sum(census[name] for name in node.devices)
     pool: Pool | None = None
@@ -200,13 +204,20 @@ async def _consolidate(node: Node, task: Task, config: Config) -> Pool:
     async def pull(name: str, first: int) -> None:
         nonlocal pool
         writer: _Writer | None = None
-        async for message in node.stream("activation", from_=name):
-            if pool is None:
-                pool = Pool(message.payload[0], samples, config.store == "disk")
-                node.hold(pool.in_memory_bytes)
-            writer = writer or _Writer(pool, first)
-            await node.compute(writer.put, *message.payload)
+        count = 0
+        try:
+            async for message in node.stream("activation", from_=name):
+                if pool is None:
+                    pool = Pool(message.payload[0], samples, config.store == "disk")
+                    node.hold(pool.in_memory_bytes)
+                writer = writer or _Writer(pool, first)
+                await node.compute(writer.put, *message.payload)
+                count += len(message.payload[1])
+        except PeerLost:  # the server trains on what it has
+            pass
+        written[name] = np.arange(first, first + count)
 
+    written: dict[str, npt.NDArray[np.int64]] = {}
     first, lanes = 0, []
     for name in node.devices:
         lanes.append(node.spawn(pull(name, first), daemon=False))
@@ -214,8 +225,9 @@ async def _consolidate(node: Node, task: Task, config: Config) -> Pool:
     await node.join(*lanes)
     if pool is None:
         raise PeerLost("Ampere's server has received no activations: every device is gone")
-    return pool
+    return pool, np.concatenate([written[name] for name in node.devices])
 
 
 ROLES = {"device": device, "server": server}
 ENDS = "server"
+__all__ = ["ENDS", "ROLES", "Config", "check"]

@@ -18,7 +18,7 @@ from typing import Literal
 from harness.errors import PeerLost
 from harness.node import Node
 from harness.task.task import Task
-from methods._split import SplitConfig, serve, split_device
+from methods._split import SplitConfig, check, serve, split_device
 
 
 class Config(SplitConfig):
@@ -58,3 +58,4 @@ async def server(node: Node, task: Task, config: Config) -> None:
 
 ROLES = {"device": split_device, "server": server}
 ENDS = "server"
+__all__ = ["ENDS", "ROLES", "Config", "check"]

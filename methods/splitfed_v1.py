@@ -20,7 +20,7 @@ from pydantic import Field
 from harness.node import Node
 from harness.task.aggregate import shares, weighted_average
 from harness.task.task import Task
-from methods._split import SplitConfig, serve, split_device
+from methods._split import SplitConfig, check, serve, split_device
 
 
 class Config(SplitConfig):
@@ -60,3 +60,4 @@ async def server(node: Node, task: Task, config: Config) -> None:
 
 ROLES = {"device": split_device, "server": server}
 ENDS = "server"
+__all__ = ["ENDS", "ROLES", "Config", "check"]

@@ -21,7 +21,7 @@ from harness.message import Message
 from harness.node import Node
 from harness.task.aggregate import shares, weighted_average
 from harness.task.task import Task
-from methods._split import SplitConfig, split_device
+from methods._split import SplitConfig, check, split_device
 
 
 class Config(SplitConfig):
@@ -37,26 +37,52 @@ class Config(SplitConfig):
 
 
 async def _arrivals(node: Node, devices: list[str], index: int, order: str) -> AsyncIterator[Message]:
-    """Yield every activation of the round in the order it is to be served."""
+    """Yield every activation of the round in the order it is to be served; a lost device's are left out."""
+    if order == "fifo":
+        async for message in _first_come(node, devices, index):
+            yield message
+        return
     waiting = list(devices)
     turn = 0
     rng = node.rng("order")
     while waiting:
-        source = None
-        if order == "random":
-            turn = int(rng.integers(len(waiting)))
-        if order != "fifo":
-            source = waiting[turn % len(waiting)]
+        turn = int(rng.integers(len(waiting))) if order == "random" else turn % len(waiting)
         try:
-            message = await node.recv("activation", from_=source, round=index)
+            message = await node.recv("activation", from_=waiting[turn], round=index)
         except PeerLost:
-            waiting.remove(source or "")
+            del waiting[turn]
             continue
         yield message
         if message.meta["remaining"] == 0:
-            waiting.remove(message.src)
+            del waiting[turn]
         elif order == "round_robin":
-            turn = (turn + 1) % len(waiting)
+            turn += 1
+
+
+async def _first_come(node: Node, devices: list[str], index: int) -> AsyncIterator[Message]:
+    """Yield activations as they arrive: one listener per device, so that each one's loss is noticed."""
+    arrived = node.channel(1_000_000)
+
+    async def listen(name: str) -> None:
+        remaining = 1
+        try:
+            while remaining:
+                message = await node.recv("activation", from_=name, round=index)
+                remaining = message.meta["remaining"]
+                arrived.put_nowait(message)
+        except PeerLost:
+            pass
+        arrived.put_nowait(None)
+
+    for name in devices:
+        node.spawn(listen(name), daemon=False)
+    listening = len(devices)
+    while listening:
+        message = await arrived.get()
+        if message is None:
+            listening -= 1
+        else:
+            yield message
 
 
 async def server(node: Node, task: Task, config: Config) -> None:
@@ -89,3 +115,4 @@ def synchronous(config: Config) -> bool:
 
 ROLES = {"device": split_device, "server": server}
 ENDS = "server"
+__all__ = ["ENDS", "ROLES", "Config", "check"]

@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from harness import reading
 from harness.errors import ProfileError, suggestion
 from profiles.figure import Figure
 
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write figures: 15.8e9 is a number (YAML 1.2), and a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                problem = f"key {key.value!r} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
 
 
 def read_mapping(text: str, place: str) -> dict[str, Any]:
@@ -48,10 +25,9 @@ def read_mapping(text: str, place: str) -> dict[str, Any]:
         ProfileError: the text is not YAML, or not a mapping, or gives a key twice.
     """
     try:
-        # A SafeLoader: it constructs plain values only.
-        content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-99-99
-        raise ProfileError(f"{place}: {_yaml_problem(error)}; mend the YAML there") from None
+        content = reading.load(text)
+    except reading.NotYaml as error:
+        raise ProfileError(f"{place}: {error}; mend the YAML there") from None
     if not isinstance(content, dict):
         raise ProfileError(f"{place}: holds no mapping of keys to values; a shipped profile shows the form")
     return content
@@ -70,12 +46,6 @@ def check(content: dict[str, Any], model: type[Model], place: str) -> Model:
         known = set(_field_names(model))
         more = f" (and {len(others)} more)" if others else ""
         raise ProfileError(f"{place}: {_problem(dict(first), known)}{more}") from None
-
-
-def _yaml_problem(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        return f"line {error.problem_mark.line + 1}: {error.problem or 'not YAML'}"
-    return " ".join(str(error).split())
 
 
 def _problem(error: dict[str, Any], known: Iterable[str]) -> str:

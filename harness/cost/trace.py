@@ -30,6 +30,8 @@ _NORM = {
     aten.native_group_norm,
     aten.native_group_norm_backward,
 }
+# Gathers read what they return, not all they choose from.
+_GATHER = {aten.index, aten.index_select, aten.gather, aten.embedding}
 # Allocation and bookkeeping: no kernel runs, nothing is moved.
 _FREE = {
     aten.empty,
@@ -98,6 +100,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif packet in _NORM:
             # per-channel statistics are left out: which of them an operator returns differs between devices
             self.norm_bytes += _bytes((args, kwargs, out[0]))
+        elif packet in _GATHER:
+            self.other_bytes += 2 * _bytes(out) + _bytes(args[1:])
         else:
             self.other_bytes += _bytes((args, kwargs, out))
         return out

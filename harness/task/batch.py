@@ -64,6 +64,7 @@ class Shard:
         self._seed = seed
         self._name = name
         self._timing = timing
+        self._batch_size = batch_size
         sizes = [batch_size] * (self.samples // batch_size)
         if self.samples % batch_size and (not drop_last or not sizes):
             sizes.append(self.samples % batch_size)
@@ -89,6 +90,11 @@ class Shard:
         for size in self._sizes:
             yield Batch(self._source, torch.from_numpy(order[start : start + size]), self._name)
             start += size
+
+    def everything(self) -> Iterator[Batch]:
+        """Yield all samples once, in their order, the last partial batch included."""
+        whole = Shard(self._source, self._index, "all", self._seed, self._batch_size, False, self._name, self._timing)
+        return whole.epoch(0, shuffle=False)
 
     def epochs(self, first: int, count: int) -> Iterator[Batch]:
         """Yield the mini-batches of `count` passes, beginning with pass `first`."""

@@ -64,7 +64,12 @@ def partition(
         raise ValueError(f"labels {labels.shape} and owners must both be [N]")
     if clients < 1:
         raise ConfigError(f"clients is {clients}; it must be at least 1")
-    chosen = _choose(labels, config.samples, rng)
+    if config.samples is not None and config.samples > len(labels):
+        raise ConfigError(
+            f"partition.samples is {config.samples}, the training split has {len(labels)}; "
+            f"use at most {len(labels)} or null"
+        )
+    chosen = stratified(labels, len(labels) if config.samples is None else config.samples, rng)
     total = len(chosen)
     if clients > total:
         raise ConfigError(f"{clients} clients for {total} training samples; use fewer clients or more samples")
@@ -103,15 +108,11 @@ def label_histogram(
     return counts
 
 
-def _choose(labels: npt.NDArray[np.integer], samples: int | None, rng: np.random.Generator) -> Indices:
-    """Indices of the samples to use: all, or `samples` of them by largest remainder over the classes."""
+def stratified(labels: npt.NDArray[np.integer], samples: int, rng: np.random.Generator) -> Indices:
+    """Return the sorted indices of `samples` samples, drawn with the classes' shares kept (largest remainder)."""
     total = len(labels)
-    if samples is None or samples == total:
+    if samples == total:
         return np.arange(total, dtype=np.int64)
-    if samples > total:
-        raise ConfigError(
-            f"partition.samples is {samples}, the training split has {total}; use at most {total} or null"
-        )
     classes, counts = np.unique(labels, return_counts=True)
     share, remainder = np.divmod(samples * counts.astype(np.int64), total)
     largest = np.argsort(-remainder, kind="stable")[: samples - int(share.sum())]

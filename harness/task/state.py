@@ -39,19 +39,20 @@ class FlatState:
         self.flat = torch.empty(self.num_parameters + self.num_buffers, device=device)
         self.gradient = torch.zeros(self.num_parameters, device=device)
         offset = 0
+        tied = _places(module)
         with torch.no_grad():
-            for name, tensor in (*named, *buffers):
+            for _, tensor in (*named, *buffers):
                 size = tensor.numel()
                 view = self.flat[offset : offset + size].view(tensor.shape)
                 view.copy_(tensor)
-                owner_name, _, leaf = name.rpartition(".")
-                owner = module.get_submodule(owner_name)
                 if isinstance(tensor, nn.Parameter):
                     parameter = nn.Parameter(view, requires_grad=tensor.requires_grad)
                     parameter.grad = self.gradient[offset : offset + size].view(tensor.shape)
-                    owner._parameters[leaf] = parameter
+                    for owner, leaf in tied[id(tensor)]:  # several, where weights are tied
+                        owner._parameters[leaf] = parameter
                 else:
-                    owner._buffers[leaf] = view
+                    for owner, leaf in tied[id(tensor)]:
+                        owner._buffers[leaf] = view
                 offset += size
         self.parameters = nn.Parameter(self.flat[: self.num_parameters])
         self.parameters.grad = self.gradient
@@ -77,3 +78,13 @@ class FlatState:
     def zero_gradient(self) -> None:
         """Forget accumulated gradients."""
         self.gradient.zero_()
+
+
+def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Return where each parameter and buffer is registered, by the tensor's identity."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for leaf, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append((owner, leaf))
+    return places

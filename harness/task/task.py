@@ -25,7 +25,7 @@ from harness.task.config import AuxiliaryConfig, TaskConfig, TrainingConfig
 from harness.task.data.dataset import Dataset
 from harness.task.models.auxiliary import auxiliary
 from harness.task.models.describe import check_cut
-from harness.task.partition import label_histogram, partition
+from harness.task.partition import label_histogram, partition, stratified
 from harness.task.scorer import Scorer, Validator
 from harness.task.source import Shapes, Source, TrainingData
 from harness.task.trainer import Trainer
@@ -79,13 +79,13 @@ class Workload:
             raise ConfigError(f"task.clients: {clients} clients cannot live on {devices} devices, one each at least")
         labels, owners = self._labels()
         rng = np.random.default_rng([seed, zlib.crc32(b"partition")])
-        order = np.random.default_rng([seed, zlib.crc32(b"validation")]).permutation(len(labels))
         if config.validation_samples >= len(labels):
             raise ConfigError(
                 f"task.validation_samples: {config.validation_samples} of {len(labels)} training samples leave none"
             )
-        self.validation = np.sort(order[: config.validation_samples])
-        rest = np.sort(order[config.validation_samples :])
+        validation_rng = np.random.default_rng([seed, zlib.crc32(b"validation")])
+        self.validation = stratified(labels, config.validation_samples, validation_rng)
+        rest = np.setdiff1d(np.arange(len(labels)), self.validation)
         parts = partition(labels[rest], None if owners is None else owners[rest], clients, config.partition, rng)
         self.parts = [rest[part] for part in parts]
         self.histogram = label_histogram(self.parts, labels, self.info.num_classes)
@@ -275,6 +275,14 @@ class Task:
         else:
             epochs = training.epochs or 1
             yield from shard.epochs(plays * epochs, epochs)
+
+    def passes(self, rounds: int) -> int:
+        """Return how many passes over all data the devices make in so many rounds, at least 1."""
+        training = self.training
+        if training.local_steps is None:
+            return rounds * (training.epochs or 1)
+        drawn = rounds * training.local_steps * training.batch_size * self._workload.devices
+        return max(1, round(drawn / sum(map(len, self._workload.parts))))
 
     def steps(self, round_index: int) -> int:
         """Return the number of mini-batches that `batches` yields."""

@@ -53,7 +53,8 @@ class Trainer:
         self._states = [state for state in self._state.values() if state.num_parameters]
         self._optimizer = _optimizer([state.parameters for state in self._states], optimizer)
         self.reset_optimizer()
-        self.signature = f"{name} {optimizer.name} momentum={optimizer.momentum > 0} float32 {batch_norm}"
+        self.signature = f"{name} {optimizer.name} momentum={optimizer.momentum > 0} "
+        self.signature += f"decay={optimizer.weight_decay > 0} float32 {batch_norm}"
         slots = 1 if optimizer.name == "sgd" and optimizer.momentum else 0
         slots = slots if optimizer.name == "sgd" else 2
         self.resident_bytes = 4 * sum(
@@ -100,6 +101,8 @@ class Trainer:
 
     def accumulate(self, saved: Tensor, gradient: Tensor) -> None:
         """Backpropagate `gradient` (like `saved`) through the graph of one `forward`."""
+        if not saved.requires_grad:  # a block without parameters
+            return
         saved.backward(gradient, retain_graph=saved.is_meta)  # type: ignore[no-untyped-call]
 
     def apply(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import ProfileError
 from profiles import library
@@ -64,6 +64,12 @@ class Fault(_Section):
     node: str
     at_s: float = Field(ge=0)
     rejoin_s: float | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Fault:
+        if self.rejoin_s is not None and self.rejoin_s <= self.at_s:
+            raise ValueError(f"it comes back at {self.rejoin_s} s but is lost at {self.at_s} s, not before")
+        return self
 
 
 class Config(_Section):

@@ -297,6 +297,7 @@ class VirtualDriver:
         error = PeerLost(f"{name} is gone")
         for other in self._hosts.values():
             if other is not host:
+                other.node.absent.add(name)
                 other.node.mailbox.lose(name, error)
 
     def rejoin(self, name: str) -> None:

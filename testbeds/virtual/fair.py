@@ -203,9 +203,7 @@ class Hub:
             self._solo_since = clock.now
             self._solo_stamp += 1
             clock.serial += 1  # Kernel.at, written out
-            heappush(
-                clock.heap, (clock.now + flow.remaining / rate, clock.serial, self._solo_done, self._solo_stamp)
-            )
+            heappush(clock.heap, (clock.now + flow.remaining / rate, clock.serial, self._solo_done, self._solo_stamp))
             return
         if self._solo is not None:
             self._crowd(self._solo)

@@ -169,7 +169,10 @@ class Host:
                 now,
             )
         )
-        if not self.node.mailbox.deliver(message):
+        node = self.node
+        if node.absent:
+            node.absent.discard(message.src)
+        if not node.mailbox.deliver(message):
             self.processor.mail_bytes += message.payload_bytes
         handle = message.handle
         message.handle = None

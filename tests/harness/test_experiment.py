@@ -409,23 +409,23 @@ def test_labels_are_names_unless_given() -> None:
         ({"seeds": [1, 1]}, "seeds"),
         ({"target_accuracy": 90}, "mine.yaml: target_accuracy: input should be less than or equal to 1 (found 90)"),
         ({"methods": []}, "mine.yaml: methods: list should have at least 1 item"),
-        ({"methods": ["fedavgg"]}, "mine.yaml: methods.0: 'fedavgg' is no method; did you mean 'fedavg'?"),
-        ({"methods": ["fedavg", {"label": "x"}]}, "mine.yaml: methods.1: a method is a name, or a mapping with `name`"),
-        ({"methods": [{"name": "fedavg", "fractoin": 1}]}, "methods.0.fractoin: unknown key; did you mean 'fraction'?"),
+        ({"methods": ["fedavgg"]}, "mine.yaml: methods[0]: 'fedavgg' is no method; did you mean 'fedavg'?"),
+        ({"methods": ["fedavg", {"label": "x"}]}, "mine.yaml: methods[1]: a method is a name, or a mapping with `name`"),
+        ({"methods": [{"name": "fedavg", "fractoin": 1}]}, "methods[0].fractoin: unknown key; did you mean 'fraction'?"),
         (
             {"methods": [{"name": "ampere", "auxiliary": {"widht": 1}}]},
-            "methods.0.auxiliary.widht: unknown key; did you mean 'width'?",
+            "methods[0].auxiliary.widht: unknown key; did you mean 'width'?",
         ),
         (
             {"methods": [{"name": "fedavg", "training": {"round": 1}}]},
-            "methods.0.training.round: unknown key; did you mean 'rounds'?",
+            "methods[0].training.round: unknown key; did you mean 'rounds'?",
         ),
         (
             {"methods": [{"name": "fedavg", "training": 3}]},
-            "methods.0.training: expected a mapping of settings, found 3",
+            "methods[0].training: expected a mapping of settings, found 3",
         ),
         ({"methods": ["fedavg", "fedavg"]}, "mine.yaml: methods: two are called 'fedavg'; give one of them a `label`"),
-        ({"methods": ["./nowhere.py"]}, "mine.yaml: methods.0: method './nowhere.py': no such file"),
+        ({"methods": ["./nowhere.py"]}, "mine.yaml: methods[0]: method './nowhere.py': no such file"),
         ({"methods": [5]}, "mine.yaml: methods.0"),
         (
             {"training": {"local_epochs": 1, "local_steps": 1}},
@@ -445,11 +445,11 @@ def test_labels_are_names_unless_given() -> None:
         ({"testbed": {"devices": []}}, "mine.yaml: testbed.devices: list should have at least 1 item"),
         (
             {"testbed": {"devices": [{"profile": "rpi-4-4g", "count": 0}]}},
-            "testbed.devices.0.count: input should be greater than or equal to 1",
+            "testbed.devices[0].count: input should be greater than or equal to 1",
         ),
         (
             {"testbed": {"devices": [{"profile": "rpi-4-4g"}, {"profil": "rpi-4-4g"}]}},
-            "testbed.devices.1.profil: unknown key; did you mean 'profile'?",
+            "testbed.devices[1].profil: unknown key; did you mean 'profile'?",
         ),
         (
             {"testbed": {"devices": [{"profile": "rpi-4-4g"}], "server": {"profle": "x"}}},

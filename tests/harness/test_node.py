@@ -127,7 +127,10 @@ def test_send_waits_until_the_last_byte_is_at_the_receiver():
         assert (message.posted_s, message.started_s, message.arrived_s) == (0.0, 0.0, 2.75)
         await node.sleep(1)
 
-    bench = run({"device-0": device, "server": server}, {"device-0": {"up": 64, "latency_s": 0.25}, "server": {"latency_s": 0.5}})
+    bench = run(
+        {"device-0": device, "server": server},
+        {"device-0": {"up": 64, "latency_s": 0.25}, "server": {"latency_s": 0.5}},
+    )
     assert seen == {"sent": 2.75, "received": 2.75}
     assert bench.intervals("wait", node="device-0", kind="send") == [(0.0, 2.75)]
     assert bench.intervals("wait", node="server", kind="recv") == [(0.0, 2.75)]
@@ -913,7 +916,14 @@ def test_a_fraction_outside_0_to_1_is_refused(fraction: float):
 
 def test_the_map_a_node_has():
     bench = Bench(
-        {"device-0": nothing, "device-1": nothing, "device-2": nothing, "edge-0": nothing, "edge-1": nothing, "server": nothing},
+        {
+            "device-0": nothing,
+            "device-1": nothing,
+            "device-2": nothing,
+            "edge-0": nothing,
+            "edge-1": nothing,
+            "server": nothing,
+        },
         {"device-1": {"tick_s": 4.0}},
         edge_of={"device-0": "edge-0", "device-1": "edge-1", "device-2": "edge-0"},
     )

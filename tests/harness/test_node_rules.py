@@ -212,7 +212,9 @@ def test_a_post_to_a_node_that_is_done_hangs_nobody():
         await node.send(SERVER, "x", letter(64))
         assert node.now_s < 8
 
-    bench = run({"device-0": device, "device-1": nothing, "server": lambda node: node.sleep(8)}, {"device-0": {"up": 64.0}})
+    bench = run(
+        {"device-0": device, "device-1": nothing, "server": lambda node: node.sleep(8)}, {"device-0": {"up": 64.0}}
+    )
     assert [row["status"] for row in bench.rows("transfer")] == ["undelivered", "delivered"]
     assert (bench.outcome.sent, bench.outcome.undelivered, bench.outcome.unread) == (2, 1, 1)
     assert bench.balanced
@@ -223,7 +225,11 @@ def test_a_message_on_its_way_to_a_node_that_ends_is_undelivered():
         await node.send("device-1", "x", letter(128))
         assert node.now_s == 2.0
 
-    roles: dict[str, Role] = {"device-0": device, "device-1": lambda node: node.sleep(1), "server": lambda node: node.sleep(8)}
+    roles: dict[str, Role] = {
+        "device-0": device,
+        "device-1": lambda node: node.sleep(1),
+        "server": lambda node: node.sleep(8),
+    }
     bench = run(roles, {"device-0": {"up": 64.0}})
     assert [row["status"] for row in bench.rows("transfer")] == ["undelivered"]
     assert bench.balanced
@@ -511,7 +517,10 @@ def peak_after(iterations: int, timing: bool, fast_first: bool) -> int:
             saved = await node.compute(block.forward, x)
             await node.compute(block.backward, saved, torch.ones_like(saved))
 
-    ticks = {"device-0": {"tick_s": 1.0 if fast_first else 1000.0}, "device-1": {"tick_s": 1000.0 if fast_first else 1.0}}
+    ticks = {
+        "device-0": {"tick_s": 1.0 if fast_first else 1000.0},
+        "device-1": {"tick_s": 1000.0 if fast_first else 1.0},
+    }
     fast = "device-0" if fast_first else "device-1"
     roles: dict[str, Role] = {"device-0": device, "device-1": device, "server": lambda node: node.sleep(10_000)}
     bench = run(roles, ticks, timing=timing)
@@ -701,7 +710,9 @@ async def asleep(node: Node) -> None:
     await node.sleep(1000)
 
 
-def with_fault(server: Role, faults: Any = CRASH, device: Role = asleep, machines: Any = None, timing: bool = True) -> Bench:
+def with_fault(
+    server: Role, faults: Any = CRASH, device: Role = asleep, machines: Any = None, timing: bool = True
+) -> Bench:
     return run({"device-0": device, "device-1": asleep, "server": server}, machines, faults=faults, timing=timing)
 
 
@@ -802,9 +813,9 @@ def test_a_crash_charges_the_running_computation_up_to_that_instant():
 
     bench = run({"device-0": device, "server": lambda node: node.sleep(16)}, faults=CRASH)
     assert bench.intervals("compute", node="device-0") == [(0.0, 2.0)]
-    assert [(r["kind"], r["at_s"]) for r in bench.rows("mark", node="device-0") if r["kind"] in ("lost", "role_end")] == [
-        ("lost", 2.0)
-    ]
+    assert [
+        (r["kind"], r["at_s"]) for r in bench.rows("mark", node="device-0") if r["kind"] in ("lost", "role_end")
+    ] == [("lost", 2.0)]
 
 
 def test_a_device_that_returns_starts_its_role_anew():
@@ -822,7 +833,11 @@ def test_a_device_that_returns_starts_its_role_anew():
 
     bench = run({"device-0": device, "server": server}, {"device-0": {"up": 64.0}}, faults=RETURN)
     assert started == [("device-0", 0.0, 0), ("device-0", 5.0, 1)]
-    assert [(r["kind"], r["number"], r["at_s"]) for r in bench.rows("mark", node="device-0") if r["kind"] in ("lost", "returned")] == [
+    assert [
+        (r["kind"], r["number"], r["at_s"])
+        for r in bench.rows("mark", node="device-0")
+        if r["kind"] in ("lost", "returned")
+    ] == [
         ("lost", 0, 2.0),
         ("returned", 1, 5.0),
     ]
@@ -900,7 +915,10 @@ def test_a_crash_in_mid_round_does_not_stop_the_run():
             present.append([message.src for message in updates.messages])
         node.close("weights")
 
-    bench = run({"device-0": device, "device-1": device, "server": server}, faults=[(2.5, "crash", "device-0"), (5.5, "rejoin", "device-0")])
+    bench = run(
+        {"device-0": device, "device-1": device, "server": server},
+        faults=[(2.5, "crash", "device-0"), (5.5, "rejoin", "device-0")],
+    )
     both, one = ["device-0", "device-1"], ["device-1"]
     assert present == [both, both, one, one, one, one, both, both]
     assert bench.balanced
@@ -930,7 +948,9 @@ def test_what_does_not_fit_raises_as_on_the_board():
         await node.compute(copied, torch.zeros(25, device="meta"))
 
     for memory_bytes in (1100, 1099):
-        bench = Bench({"device-0": device, "server": lambda node: node.sleep(8)}, {"device-0": {"memory_bytes": memory_bytes}})
+        bench = Bench(
+            {"device-0": device, "server": lambda node: node.sleep(8)}, {"device-0": {"memory_bytes": memory_bytes}}
+        )
         if memory_bytes == 1100:
             bench.run()
             assert [row["number"] for row in bench.rows("mark", kind="peak_memory", node="device-0")] == [1100]

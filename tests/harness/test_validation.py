@@ -66,17 +66,17 @@ def test_the_place_is_the_file_and_the_key(where: str) -> None:
         ({"zzzzz": 1}, "mine.yaml: zzzzz: unknown key; known: default, groups, kind, schedule"),
         (
             {"groups": [{"profile": "a"}, {"profile": "b", "cuont": 2}]},
-            "groups.1.cuont: unknown key; did you mean 'count'?",
+            "groups[1].cuont: unknown key; did you mean 'count'?",
         ),
-        ({"groups": [{"profile": "a", "link": {"up": 2}}]}, "groups.0.link.up: unknown key; did you mean 'up_bps'?"),
+        ({"groups": [{"profile": "a", "link": {"up": 2}}]}, "groups[0].link.up: unknown key; did you mean 'up_bps'?"),
         ({"default": {"profil": "a"}}, "default.profil: unknown key; did you mean 'profile'?"),
         ({"schedule": {"epoch": 1}}, "schedule.epoch: unknown key; did you mean 'epochs'?"),
-        ({"groups": [{}]}, "mine.yaml: groups.0.profile: is missing"),
+        ({"groups": [{}]}, "mine.yaml: groups[0].profile: is missing"),
         (
             {"groups": [{"profile": "a", "count": 0}]},
-            "groups.0.count: input should be greater than or equal to 1 (found 0)",
+            "groups[0].count: input should be greater than or equal to 1 (found 0)",
         ),
-        ({"groups": [{"profile": "a", "count": "x"}]}, "groups.0.count: input should be a valid integer"),
+        ({"groups": [{"profile": "a", "count": "x"}]}, "groups[0].count: input should be a valid integer"),
         ({"schedule": {"epochs": 1, "steps": 1}}, "mine.yaml: schedule: give epochs or steps"),
         ({"groups": None}, "mine.yaml: groups: input should be a valid list (found None)"),
         ({"groups": {"profile": "a"}}, "mine.yaml: groups: input should be a valid list"),
@@ -116,4 +116,4 @@ def test_a_key_that_is_no_string_is_refused_by_place(key: Any) -> None:
 def test_a_union_complains_about_the_form_that_was_meant() -> None:
     """A mapping was meant as a Link: that it is no string either is no help, and `link.str` is no key of the file."""
     text = complaint({"groups": [{"profile": "a", "link": {"up_bps": -1}}]})
-    assert text == "mine.yaml: groups.0.link.up_bps: input should be greater than 0 (found -1)"
+    assert text == "mine.yaml: groups[0].link.up_bps: input should be greater than 0 (found -1)"

@@ -372,16 +372,16 @@ def test_a_device_may_die_when_it_is_done(run: Runner, helpers: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
-        ({"split_point": 0}, r"methods\.0\.split_point: .* greater than or equal to 1"),
-        ({"fraction": 0}, r"methods\.0\.fraction: .* greater than 0"),
-        ({"fraction": 1.1}, r"methods\.0\.fraction: .* less than or equal to 1"),
-        ({"server_epochs": 0}, r"methods\.0\.server_epochs: .* greater than or equal to 1"),
-        ({"patience": 0}, r"methods\.0\.patience: .* greater than or equal to 1"),
-        ({"store": "tape"}, r"methods\.0\.store: .*'ram'.*'disk'"),
-        ({"activation_dtype": "int8"}, r"methods\.0\.activation_dtype: .*'float32'.*'float16'"),
-        ({"auxiliary": {"width": 0}}, r"methods\.0\.auxiliary\.width: .* greater than 0"),
-        ({"auxiliary": {"kinds": "mlp"}}, r"methods\.0\.auxiliary\.kinds: unknown key; did you mean 'kind'"),
-        ({"server_epoch": 1}, r"methods\.0\.server_epoch: unknown key; did you mean 'server_epochs'"),
+        ({"split_point": 0}, r"methods\[0\]\.split_point: .* greater than or equal to 1"),
+        ({"fraction": 0}, r"methods\[0\]\.fraction: .* greater than 0"),
+        ({"fraction": 1.1}, r"methods\[0\]\.fraction: .* less than or equal to 1"),
+        ({"server_epochs": 0}, r"methods\[0\]\.server_epochs: .* greater than or equal to 1"),
+        ({"patience": 0}, r"methods\[0\]\.patience: .* greater than or equal to 1"),
+        ({"store": "tape"}, r"methods\[0\]\.store: .*'ram'.*'disk'"),
+        ({"activation_dtype": "int8"}, r"methods\[0\]\.activation_dtype: .*'float32'.*'float16'"),
+        ({"auxiliary": {"width": 0}}, r"methods\[0\]\.auxiliary\.width: .* greater than 0"),
+        ({"auxiliary": {"kinds": "mlp"}}, r"methods\[0\]\.auxiliary\.kinds: unknown key; did you mean 'kind'"),
+        ({"server_epoch": 1}, r"methods\[0\]\.server_epoch: unknown key; did you mean 'server_epochs'"),
     ],
 )
 def test_wrong_settings_are_refused_by_place(run: Runner, settings: dict[str, Any], place: str) -> None:

@@ -174,9 +174,9 @@ def test_a_device_that_is_back_before_the_server_looked_does_not_hang_the_run(ru
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
-        ({"split_point": 0}, r"methods\.0\.split_point: .* greater than or equal to 1"),
-        ({"order": "alphabetical"}, r"methods\.0\.order: .*'fixed'.*'random'"),
-        ({"splitpoint": 1}, r"methods\.0\.splitpoint: unknown key; did you mean 'split_point'"),
+        ({"split_point": 0}, r"methods\[0\]\.split_point: .* greater than or equal to 1"),
+        ({"order": "alphabetical"}, r"methods\[0\]\.order: .*'fixed'.*'random'"),
+        ({"splitpoint": 1}, r"methods\[0\]\.splitpoint: unknown key; did you mean 'split_point'"),
     ],
 )
 def test_wrong_settings_are_refused_by_place(run: Runner, settings: dict[str, Any], place: str) -> None:
@@ -192,7 +192,7 @@ def test_a_cut_that_leaves_nothing_on_the_server_is_refused(run: Runner, method:
 
 
 def test_a_cut_outside_the_model_is_refused_with_the_settings_place(run: Runner) -> None:
-    with pytest.raises(ConfigError, match=r"methods\.0\.split_point"):
+    with pytest.raises(ConfigError, match=r"methods\[0\]\.split_point"):
         run({"name": "sl", "split_point": 5})
 
 

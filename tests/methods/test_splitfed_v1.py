@@ -187,10 +187,10 @@ def test_a_device_that_is_back_before_the_server_looked_does_not_hang_the_run(ru
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
-        ({"split_point": 0}, r"methods\.0\.split_point: .* greater than or equal to 1"),
-        ({"fraction": 0}, r"methods\.0\.fraction: .* greater than 0"),
-        ({"fraction": 1.5}, r"methods\.0\.fraction: .* less than or equal to 1"),
-        ({"order": "fifo"}, r"methods\.0\.order: unknown key"),
+        ({"split_point": 0}, r"methods\[0\]\.split_point: .* greater than or equal to 1"),
+        ({"fraction": 0}, r"methods\[0\]\.fraction: .* greater than 0"),
+        ({"fraction": 1.5}, r"methods\[0\]\.fraction: .* less than or equal to 1"),
+        ({"order": "fifo"}, r"methods\[0\]\.order: unknown key"),
     ],
 )
 def test_wrong_settings_are_refused_by_place(run: Runner, settings: dict[str, Any], place: str) -> None:

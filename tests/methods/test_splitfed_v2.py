@@ -184,9 +184,9 @@ def test_the_run_goes_on_without_a_device_that_dies(run: Runner, order: str, sha
 @pytest.mark.parametrize(
     ("settings", "place"),
     [
-        ({"split_point": 0}, r"methods\.0\.split_point: .* greater than or equal to 1"),
-        ({"fraction": 0}, r"methods\.0\.fraction: .* greater than 0"),
-        ({"order": "fixed"}, r"methods\.0\.order: .*'fifo'"),
+        ({"split_point": 0}, r"methods\[0\]\.split_point: .* greater than or equal to 1"),
+        ({"fraction": 0}, r"methods\[0\]\.fraction: .* greater than 0"),
+        ({"order": "fixed"}, r"methods\[0\]\.order: .*'fifo'"),
     ],
 )
 def test_wrong_settings_are_refused_by_place(run: Runner, settings: dict[str, Any], place: str) -> None:

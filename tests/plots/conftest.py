@@ -24,14 +24,10 @@ CAUSES = ("compute", "dependency", "straggler", "transfer", "unselected", "overh
 
 
 def nodes(devices: int) -> list[tuple[str, str]]:
-    return [(f"device-{i:0{len(str(devices - 1))}d}", "device") for i in range(devices)] + [
-        ("server", "server")
-    ]
+    return [(f"device-{i:0{len(str(devices - 1))}d}", "device") for i in range(devices)] + [("server", "server")]
 
 
-def _summary(
-    run: dict[str, Any], devices: int, pace: float, final: float, up: float, down: float
-) -> dict[str, Any]:
+def _summary(run: dict[str, Any], devices: int, pace: float, final: float, up: float, down: float) -> dict[str, Any]:
     jitter = 1 + 0.02 * run["seed"]
     makespan = ROUNDS * pace * jitter
     return run | {
@@ -41,9 +37,7 @@ def _summary(
         "makespan_s": makespan,
         "accuracy": final - 0.004 * run["seed"],
         "best_accuracy": final,
-        "time_to_accuracy_s": makespan * (0.82 if run["label"] == "Ampere" else 0.65)
-        if final > 0.77
-        else float("nan"),
+        "time_to_accuracy_s": makespan * (0.82 if run["label"] == "Ampere" else 0.65) if final > 0.77 else float("nan"),
         "payload_up_bytes": up,
         "payload_down_bytes": down,
         "wire_bytes": 1.05 * (up + down),
@@ -82,9 +76,7 @@ def _idle(run: dict[str, Any], devices: int, makespan: float) -> list[dict[str, 
     generator = np.random.default_rng([run["seed"], list(METHODS).index(run["label"]), 7])
     rows = []
     for node, role in nodes(devices):
-        shares = generator.dirichlet(
-            [6, 4, 2, 3, 0.3, 0.5, 1] if role == "device" else [3, 8, 0.2, 1, 0.1, 0.5, 1]
-        )
+        shares = generator.dirichlet([6, 4, 2, 3, 0.3, 0.5, 1] if role == "device" else [3, 8, 0.2, 1, 0.1, 0.5, 1])
         rows += [
             run | {"node": node, "role": role, "cause": cause, "seconds": share * makespan, "fraction": share}
             for cause, share in zip(CAUSES, shares, strict=True)
@@ -92,9 +84,7 @@ def _idle(run: dict[str, Any], devices: int, makespan: float) -> list[dict[str, 
     return rows
 
 
-def _timeline(
-    run: dict[str, Any], devices: int, steps: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _timeline(run: dict[str, Any], devices: int, steps: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Two rounds in which devices go through a server in turn, at speeds of their own."""
     head = {key: run[key] for key in ("run_id", "label")}
     rows: list[dict[str, Any]] = []
@@ -104,15 +94,11 @@ def _timeline(
     def add(node: str, kind: str, what: str, start: float, end: float, peer: str | None = None) -> float:
         role = "server" if node == "server" else "device"
         times = {"start_s": start, "end_s": end}
-        rows.append(
-            head | {"node": node, "role": role, "lane": "0", "kind": kind, "what": what, "peer": peer} | times
-        )
+        rows.append(head | {"node": node, "role": role, "lane": "0", "kind": kind, "what": what, "peer": peer} | times)
         return end
 
     for index in (1, 2):
-        marks.append(
-            head | {"node": "server", "kind": "round_start", "name": "round", "number": index, "at_s": now}
-        )
+        marks.append(head | {"node": "server", "kind": "round_start", "name": "round", "number": index, "at_s": now})
         at = {name: now for name, role in nodes(devices) if role == "device"}
         for i, name in enumerate(at):
             at[name] = add("server", "transfer", "weights", now, now + 1.5 + 0.1 * i, name)
@@ -127,9 +113,7 @@ def _timeline(
         for name in at:
             at[name] = add(name, "transfer", "update", at[name], at[name] + 1.2, "server")
         now = add("server", "compute", "weighted_average", max(at.values()), max(at.values()) + 0.8)
-        marks.append(
-            head | {"node": "server", "kind": "round_end", "name": "round", "number": index, "at_s": now}
-        )
+        marks.append(head | {"node": "server", "kind": "round_end", "name": "round", "number": index, "at_s": now})
     return rows, marks
 
 
@@ -164,9 +148,7 @@ def make_tables(
                     timeline += more
                     marks += marked
     frames = {name: pd.DataFrame(content) for name, content in rows.items()}
-    return Tables(
-        **frames, timeline=pd.DataFrame(timeline), marks=pd.DataFrame(marks), target_accuracy=target
-    )
+    return Tables(**frames, timeline=pd.DataFrame(timeline), marks=pd.DataFrame(marks), target_accuracy=target)
 
 
 @pytest.fixture(scope="session")

@@ -287,9 +287,7 @@ def test_timeline_draws_the_first_round_of_the_first_run(tables: Tables) -> None
     axes = figure.axes[0]
     ends = tables.marks[tables.marks["run_id"] == "FedAvg/None/0"].set_index(["kind", "number"])["at_s"]
     start, end = ends["round_start", 1], ends["round_end", 1]
-    rows = tables.timeline[
-        (tables.timeline["run_id"] == "FedAvg/None/0") & (tables.timeline["start_s"] < end)
-    ]
+    rows = tables.timeline[(tables.timeline["run_id"] == "FedAvg/None/0") & (tables.timeline["start_s"] < end)]
     found = boxes(axes)
     for what in ("forward", "backward", "serve", "weighted_average"):
         mine = rows[rows["what"] == what]
@@ -364,8 +362,7 @@ def test_a_method_keeps_its_colours_where_another_has_no_rows(make: Make, name: 
     sweep = {"bandwidth_sweep": {"testbed.up_bps": [1e6, 1e7]}, "device_count_sweep": {"a.count": [2, 4]}}
     tables = make(seeds=1, sweep=sweep.get(name))
     lacking = {
-        table: getattr(tables, table).query("label != 'SL'")
-        for table in ("metrics", "traffic", "idle", "timeline")
+        table: getattr(tables, table).query("label != 'SL'") for table in ("metrics", "traffic", "idle", "timeline")
     }
     full, part = (colours(gallery.figure(name).draw(t)) for t in (tables, replace(tables, **lacking)))
     assert part

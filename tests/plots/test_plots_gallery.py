@@ -124,9 +124,7 @@ def test_importing_and_drawing_needs_neither_torch_nor_pyplot() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_drawing_leaves_the_users_settings_alone_and_is_not_changed_by_them(
-    tables: Tables, tmp_path: Path
-) -> None:
+def test_drawing_leaves_the_users_settings_alone_and_is_not_changed_by_them(tables: Tables, tmp_path: Path) -> None:
     module = gallery.figure("summary_bars")
     wanted = style.save(module.draw(tables), tmp_path, "a")[1].read_bytes()
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
@@ -224,9 +222,7 @@ def test_only_keeps_the_rows_of_those_runs(tables: Tables) -> None:
 
 
 def test_one_configuration_does_nothing_where_there_is_only_one(tables: Tables) -> None:
-    swept = tables.summary.assign(
-        **{"sweep:seed": tables.summary["seed"], "sweep:method": tables.summary["label"]}
-    )
+    swept = tables.summary.assign(**{"sweep:seed": tables.summary["seed"], "sweep:method": tables.summary["label"]})
     given = replace(tables, summary=swept)
     assert selection.one_configuration(given) == (given, "")
 

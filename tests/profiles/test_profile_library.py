@@ -103,9 +103,7 @@ def test_the_ids_promised_are_there() -> None:
         "server-cpu",
         "server-gpu",
     }
-    assert {"eth-1g", "eth-100m", "wifi-n-24ghz", "wifi-ac-pi4", "wifi-ac-pi5", "lte"} <= set(
-        library.networks()
-    )
+    assert {"eth-1g", "eth-100m", "wifi-n-24ghz", "wifi-ac-pi4", "wifi-ac-pi5", "lte"} <= set(library.networks())
     assert {"preset-pipar-4g", "preset-pipar-4g-plus", "preset-pipar-wifi", "preset-fedcomm-4g"} <= set(
         library.networks()
     )
@@ -392,9 +390,7 @@ def test_a_wrong_device_file_is_refused_with_its_place(tmp_path: Path, old: str,
         ("  up_bps", "  up_mbps", "figures.up_bps: is missing; add it (and 1 more)"),
     ],
 )
-def test_a_wrong_network_file_is_refused_with_its_place(
-    tmp_path: Path, old: str, new: str, said: str
-) -> None:
+def test_a_wrong_network_file_is_refused_with_its_place(tmp_path: Path, old: str, new: str, said: str) -> None:
     path = written(tmp_path, NETWORK.replace(old, new, 1))
     with pytest.raises(ProfileError) as caught:
         library.network(path)
@@ -403,12 +399,8 @@ def test_a_wrong_network_file_is_refused_with_its_place(
 
 
 def test_a_figure_in_both_places_is_refused(tmp_path: Path) -> None:
-    path = written(
-        tmp_path, BOARD + "modes: {slow: {cores: {value: 2, status: inferred, source: a guess}}}\n"
-    )
-    with pytest.raises(
-        ProfileError, match=r"modes\.slow\.cores: given under 'figures' as well; keep one of the two"
-    ):
+    path = written(tmp_path, BOARD + "modes: {slow: {cores: {value: 2, status: inferred, source: a guess}}}\n")
+    with pytest.raises(ProfileError, match=r"modes\.slow\.cores: given under 'figures' as well; keep one of the two"):
         library.device(f"{path}/slow")
 
 

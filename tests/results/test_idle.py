@@ -532,6 +532,7 @@ def test_a_wait_that_a_crash_cuts_ends_there() -> None:
 
 # ---- handcrafted rows -------------------------------------------------------------------------------------------
 
+
 def _marks(end: float) -> list[tuple]:
     return [(0, 0, record.ROLE_START, 1, 0, 0.0), (0, 0, record.ROLE_END, 1, 0, end)]
 

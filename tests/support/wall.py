@@ -280,7 +280,11 @@ class WallDriver:
     # ---- processor
 
     def execute(
-        self, node: Node, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None  # noqa: ARG002
+        self,
+        node: Node,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        stand_in: Callable[[], Any] | None,  # noqa: ARG002
     ) -> WallFuture:
         future = WallFuture(record.COMPUTE)
         try:
@@ -490,31 +494,43 @@ def play(jobs: Sequence[dict[str, Any]], nodes: Topology, ends: str, timeout_s: 
         WallError: names the nodes that failed or that had not answered in time. No process is left in any case.
     """
     context = multiprocessing.get_context("forkserver")  # a fresh interpreter that imports once, not once per node
-    context.set_forkserver_preload(["torch", "torch.optim", "sklearn.datasets", "msgpack", "harness.experiment", "harness.run"])
+    context.set_forkserver_preload(
+        ["torch", "torch.optim", "sklearn.datasets", "msgpack", "harness.experiment", "harness.run"]
+    )
     processes: dict[str, Any] = {}
     pipes: dict[str, Connection] = {}
 
+    said: dict[str, list[tuple[str, Any]]] = {name: [] for name in nodes.names}
+    at_work = dict.fromkeys(nodes.names, len(jobs))  # reports that are still to come
+
     def hear(names: set[str], wanted: str, within_s: float) -> dict[str, Any]:
-        """Wait until each of these nodes has said `wanted`; whatever else it says before is ignored."""
+        """Wait until each of these nodes has said `wanted`; what else it says is kept for later."""
         deadline = time.monotonic() + within_s
         heard: dict[str, Any] = {}
-        while names - heard.keys():
-            missing = sorted(names - heard.keys())
-            left_s = deadline - time.monotonic()
-            ready = wait(list(pipes.values()), timeout=max(0.0, left_s))
-            if not ready:
-                raise WallError(f"{', '.join(missing)}: no {wanted!r} within {within_s:g} s")
-            for name, pipe in pipes.items():
-                if pipe in ready:
-                    try:
-                        kind, value = pipe.recv()
-                    except EOFError:
-                        raise WallError(f"{name} has died") from None
-                    if kind == "error":
-                        raise WallError(value)
+        while True:
+            for name in names - heard.keys():
+                for position, (kind, value) in enumerate(said[name]):
                     if kind == wanted:
                         heard[name] = value
-        return heard
+                        del said[name][position]
+                        break
+            missing = sorted(names - heard.keys())
+            if not missing:
+                return heard
+            ready = wait([pipes[name] for name in at_work], timeout=max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise WallError(f"{', '.join(missing)}: no {wanted!r} within {within_s:g} s")
+            for name in [name for name in at_work if pipes[name] in ready]:
+                try:
+                    kind, value = pipes[name].recv()
+                except EOFError:
+                    raise WallError(f"{name} has died") from None
+                if kind == "error":
+                    raise WallError(value)
+                said[name].append((kind, value))
+                at_work[name] -= kind == "report"
+                if not at_work[name]:  # it has given all its reports and may leave
+                    del at_work[name]
 
     try:
         for name in nodes.names:

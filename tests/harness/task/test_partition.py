@@ -75,9 +75,7 @@ def test_iid_parts_are_equal_in_size_and_mixed() -> None:
 
 def test_smaller_alpha_gives_fewer_classes_per_client() -> None:
     def classes_for_most(alpha: float) -> float:
-        counts = np.sort(label_histogram(deal(LABELS, 10, kind="dirichlet", alpha=alpha), LABELS, 10))[
-            :, ::-1
-        ]
+        counts = np.sort(label_histogram(deal(LABELS, 10, kind="dirichlet", alpha=alpha), LABELS, 10))[:, ::-1]
         share = np.cumsum(counts, axis=1) / counts.sum(axis=1, keepdims=True)
         return float((share < 0.9).sum(axis=1).mean()) + 1
 
@@ -92,9 +90,7 @@ def test_dirichlet_with_huge_alpha_is_nearly_even() -> None:
 
 
 def test_dirichlet_does_not_hang_when_it_cannot_be_done() -> None:
-    with pytest.raises(
-        ConfigError, match=r"1000 draws with partition.alpha 1e-05 .* at most \d+ samples, fewer"
-    ):
+    with pytest.raises(ConfigError, match=r"1000 draws with partition.alpha 1e-05 .* at most \d+ samples, fewer"):
         deal(LABELS, 20, kind="dirichlet", alpha=1e-5, min_samples=10)
 
 
@@ -133,9 +129,7 @@ def test_a_sub_sample_keeps_the_shares_of_the_classes() -> None:
     labels = np.repeat([0, 1, 2], [1000, 500, 7])
     parts = deal(labels, 2, kind="iid", samples=150)
     assert label_histogram(parts, labels, 3).sum(axis=0).tolist() == [99, 50, 1]
-    assert not np.array_equal(
-        np.concatenate(parts), np.concatenate(deal(labels, 2, 1, kind="iid", samples=150))
-    )
+    assert not np.array_equal(np.concatenate(parts), np.concatenate(deal(labels, 2, 1, kind="iid", samples=150)))
 
 
 def test_label_histogram_counts_by_client_and_class() -> None:

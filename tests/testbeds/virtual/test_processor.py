@@ -30,7 +30,9 @@ def doubled(values: torch.Tensor) -> torch.Tensor:
 
 
 def unlimited(name: str, **prices: float) -> Machine:
-    return Machine(dataclasses.replace(profile(), **prices), Link(f"{name}.up", math.inf), Link(f"{name}.down", math.inf))
+    return Machine(
+        dataclasses.replace(profile(), **prices), Link(f"{name}.up", math.inf), Link(f"{name}.down", math.inf)
+    )
 
 
 @pytest.mark.parametrize(("timing", "runs"), [(True, 1), (False, 5)])

@@ -43,9 +43,7 @@ def test_sequences_are_shifted_capped_cut_and_padded(tmp_path: Path) -> None:
         ([0, 3, 5], [3, 4], "labels from 0 to 3, found 4 at sample 1"),
     ],
 )
-def test_inconsistent_arrays_are_refused(
-    tmp_path: Path, offsets: list[int], labels: list[int], message: str
-) -> None:
+def test_inconsistent_arrays_are_refused(tmp_path: Path, offsets: list[int], labels: list[int], message: str) -> None:
     write(tmp_path / "a.npz", [1, 2, 3, 4, 5], offsets, labels)
     with pytest.raises(DataError, match=message):
         ag_news.read_sequences(tmp_path / "a.npz", REMEDY)

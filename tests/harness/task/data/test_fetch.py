@@ -151,9 +151,7 @@ def test_an_archive_is_unpacked_where_the_loader_looks(
         "cifar-10-batches-bin",
         "cifar-10-binary.tar.gz",
     ]
-    with pytest.raises(
-        DataError, match=r"data_batch_1.bin: expected 10000 records .* found 37: run `ammeter"
-    ):
+    with pytest.raises(DataError, match=r"data_batch_1.bin: expected 10000 records .* found 37: run `ammeter"):
         cifar10.load(root)
 
 
@@ -184,9 +182,7 @@ def test_an_archive_that_does_not_unpack_is_a_data_error(
 
 
 def test_sets_without_published_files_say_where_to_look(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match="'digits' comes with an installed package; there is nothing to fetch"
-    ):
+    with pytest.raises(DataError, match="'digits' comes with an installed package; there is nothing to fetch"):
         fetching.fetch("digits", tmp_path)
     with pytest.raises(DataError, match=r"'ag_news' cannot be fetched: .*AG_corpus"):
         fetching.fetch("ag_news", tmp_path)
@@ -199,18 +195,14 @@ def test_sets_without_published_files_say_where_to_look(tmp_path: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.parametrize("originals", [sst2.ORIGINALS, fashion_mnist.ORIGINALS], ids=lambda o: o.folder)
-def test_checksums_are_those_of_the_real_files(
-    real_root: Callable[[str], Path], originals: Originals
-) -> None:
+def test_checksums_are_those_of_the_real_files(real_root: Callable[[str], Path], originals: Originals) -> None:
     folder = real_root(originals.folder) / originals.folder
     for name, checksum in originals.checksums.items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum
 
 
 @pytest.mark.data
-def test_a_fetched_set_loads(
-    site: tuple[Path, str], tmp_path: Path, real_root: Callable[[str], Path]
-) -> None:
+def test_a_fetched_set_loads(site: tuple[Path, str], tmp_path: Path, real_root: Callable[[str], Path]) -> None:
     folder, url = site
     for name in sst2.ORIGINALS.checksums:
         (folder / name).write_bytes((real_root("sst2") / "sst2" / name).read_bytes())

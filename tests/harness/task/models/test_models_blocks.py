@@ -19,21 +19,15 @@ from harness.task.models.heads import Head
 from harness.task.models.residual_blocks import InvertedResidual, ResidualBlock, SqueezeExcitation
 
 
-@pytest.mark.parametrize(
-    ("size", "width", "expected"), [(64, 0.5, 32), (1, 0.5, 1), (10, 0.01, 1), (5, 1.0, 5)]
-)
+@pytest.mark.parametrize(("size", "width", "expected"), [(64, 0.5, 32), (1, 0.5, 1), (10, 0.01, 1), (5, 1.0, 5)])
 def test_narrow_is_at_least_one(size, width, expected):
     assert narrow(size, width) == expected
 
 
 def test_narrowed_convolution_keeps_everything_but_the_output_channels():
-    block = ConvBlock(
-        3, 64, 5, 2, 1, norm="group", activation="hardswish", pool=(3, 2, 1), bias=False, eps=0.001
-    )
+    block = ConvBlock(3, 64, 5, 2, 1, norm="group", activation="hardswish", pool=(3, 2, 1), bias=False, eps=0.001)
     (half,) = block.narrowed(0.5)
-    expected = ConvBlock(
-        3, 32, 5, 2, 1, norm="group", activation="hardswish", pool=(3, 2, 1), bias=False, eps=0.001
-    )
+    expected = ConvBlock(3, 32, 5, 2, 1, norm="group", activation="hardswish", pool=(3, 2, 1), bias=False, eps=0.001)
     assert str(half) == str(expected)
     assert half(torch.randn(2, 3, 16, 16)).shape == (2, 32, 4, 4)
 

@@ -64,10 +64,7 @@ def test_padding_changes_no_prediction_and_stays_zero_at_every_cut():
         assert real_positions(activation).tolist() == ids.ne(0).tolist()
 
     short = build("text-transformer-6", "tokens", (5,), 4, 30).eval()
-    state = {
-        key: value[:, :5] if key == "embedding.positions" else value
-        for key, value in model.state_dict().items()
-    }
+    state = {key: value[:, :5] if key == "embedding.positions" else value for key, value in model.state_dict().items()}
     short.load_state_dict(state)
     torch.testing.assert_close(model(ids)[0], short(ids[:1, :5])[0])
 

@@ -268,8 +268,7 @@ def conv_norm(state, prefix, x, *, stride=1, groups=1, eps=1e-5):
     weight = state[f"{prefix}.conv.weight"]
     x = F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
     mean, variance, scale, offset = (
-        state[f"{prefix}.norm.{key}"][:, None, None]
-        for key in ("running_mean", "running_var", "weight", "bias")
+        state[f"{prefix}.norm.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
     )
     return (x - mean) / torch.sqrt(variance + eps) * scale + offset
 
@@ -326,9 +325,7 @@ def test_mobilenet_against_a_forward_written_by_hand():
                 state[f"{name}.squeeze.squeeze.weight"],
                 state[f"{name}.squeeze.squeeze.bias"],
             )
-            gate = F.conv2d(
-                F.relu(gate), state[f"{name}.squeeze.excite.weight"], state[f"{name}.squeeze.excite.bias"]
-            )
+            gate = F.conv2d(F.relu(gate), state[f"{name}.squeeze.excite.weight"], state[f"{name}.squeeze.excite.bias"])
             z = z * ((gate + 3).clamp(0, 6) / 6)
         z = conv_norm(state, f"{name}.project", z, eps=0.001)
         y = y + z if stride == 1 and y.shape[1] == out else z
