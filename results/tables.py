@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -182,14 +182,36 @@ def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, flo
     return float(values.mean()), half
 
 
-def presented(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return a comparison as text for people: units, ± intervals, "> 812 s" where a target was never reached."""
+HEADLINES: tuple[str, ...] = (
+    "accuracy",
+    "time_to_accuracy_s",
+    "makespan_s",
+    "payload_up_bytes",
+    "payload_down_bytes",
+    "device_flops",
+    "throughput_samples_per_s",
+    "device_idle_fraction",
+    "server_idle_fraction",
+)
+"""The figures to show where there is no room for all."""
+
+
+def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES)) -> pd.DataFrame:
+    """Return a comparison as text for people: units, ± intervals, "> 812 s" where a target was never reached.
+
+    Args:
+        figures: which of FIGURES; those that are zero or unknown for every method are left out.
+    """
+    shares = [figure for figure in figures if figure.startswith(("device_idle_", "server_idle_", "device_done"))]
+    idle_nowhere = {figure for figure in shares if not compared[figure].fillna(0.0).any()}
     rows = []
     for _, row in compared.iterrows():
         target = row["target_accuracy"]
         shown: dict[str, str] = {"method": str(row["label"])}
         shown |= {key[len("sweep:") :]: str(row[key]) for key in map(str, compared) if key.startswith("sweep:")}
         for figure, (heading, kind) in FIGURES.items():
+            if figure not in figures or figure in idle_nowhere:
+                continue
             if figure == "time_to_accuracy_s":
                 if target is None or pd.isna(target):
                     continue

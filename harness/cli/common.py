@@ -96,6 +96,19 @@ def plot_tables(runs: Sequence[store.Run], target_accuracy: float | None) -> Tab
     )
 
 
+def show_comparison(compared: pd.DataFrame, title: str = "") -> None:
+    """Print a comparison for people: methods as columns; headlines only, a row each, where they are many."""
+    if len(compared) <= MOST_COLUMNS:
+        show(tables.presented(compared), None, title, transposed=True)
+        return
+    show(tables.presented(compared, tables.HEADLINES), None, title)
+    print("all figures: ammeter compare ... --format csv")
+
+
+MOST_COLUMNS = 6
+"""How many methods stand beside each other on a terminal."""
+
+
 def show(table: pd.DataFrame, how: str | None, title: str = "", transposed: bool = False) -> None:
     """Print a table: in a format, or for people (`transposed`: its first column becomes the heading)."""
     if how is not None:

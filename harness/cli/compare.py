@@ -17,8 +17,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     compared = tables.comparison(tables.summaries(common.find_runs(args)))
-    if args.format in (None, "md", "latex"):
-        common.show(tables.presented(compared), args.format, transposed=args.format is None)
+    if args.format is None:
+        common.show_comparison(compared)
+    elif args.format in ("md", "latex"):
+        common.show(tables.presented(compared), args.format)
     else:
         common.show(compared, args.format)
     return 0

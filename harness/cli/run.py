@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     runs = _run_all(parsed.name, specs, Store(args.runs), root)
     compared = tables.comparison(tables.summaries(runs))
     if args.format is None:
-        common.show(tables.presented(compared), None, parsed.title or parsed.name, transposed=True)
+        common.show_comparison(compared, parsed.title or parsed.name)
         _explain(specs, runs)
     else:
         common.show(compared, args.format)
@@ -92,4 +92,5 @@ def _explain(specs: list[experiment.RunSpec], runs: list[Run]) -> None:
     clock = runs[0].summary["clock"]
     priced = "times are simulated: priced by the device profiles" if clock == "virtual" else "times are measured"
     trained = "accuracy is really trained" if specs[0].mode == "learn" else "nothing was trained"
-    print(f"{priced}; {trained}; mean ± 95 % interval over {seeds} seed{'s' if seeds > 1 else ''}")
+    repeats = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
+    print(f"{priced}; {trained}; {repeats}")
