@@ -26,7 +26,7 @@ def doubled(values: torch.Tensor) -> torch.Tensor:
     return values * 2
 
 
-# ---- compute -----------------------------------------------------------------------------------------------------
+# ---- compute ----------------------------------------------------------------------------------------------------
 
 
 def test_compute_takes_its_price_on_the_node_that_runs_it():
@@ -108,7 +108,7 @@ def test_an_error_inside_compute_comes_out_of_its_await():
     run({"server": server}, timing=False)
 
 
-# ---- post, send ----------------------------------------------------------------------------------------------------
+# ---- post, send -------------------------------------------------------------------------------------------------
 
 
 def test_send_waits_until_the_last_byte_is_at_the_receiver():
@@ -240,7 +240,7 @@ def test_a_payload_no_testbed_can_carry_is_refused():
         run({"device-0": device, "server": lambda node: node.sleep(1)})
 
 
-# ---- streams ---------------------------------------------------------------------------------------------------------
+# ---- streams ----------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_ends_when_its_sender_closes_it():
@@ -316,7 +316,7 @@ def test_recv_nowait_of_a_closed_stream_is_an_error():
     run({"device-0": device, "server": server})
 
 
-# ---- recv ------------------------------------------------------------------------------------------------------------
+# ---- recv -------------------------------------------------------------------------------------------------------
 
 
 def test_the_order_of_tags_is_the_priority_among_unread_messages():
@@ -469,7 +469,7 @@ def test_recv_nowait_never_waits():
     run({"device-0": device, "device-1": nothing, "server": server})
 
 
-# ---- gather ----------------------------------------------------------------------------------------------------------
+# ---- gather -----------------------------------------------------------------------------------------------------
 
 
 def three(server: Any, ticks: tuple[int, int, int] = (4, 1, 2), rounds: int = 1, **machines: Any) -> Bench:
@@ -628,7 +628,7 @@ def test_a_future_rounds_message_waits_for_its_gather():
     run({"device-0": device, "server": server})
 
 
-# ---- activities ------------------------------------------------------------------------------------------------------
+# ---- activities -------------------------------------------------------------------------------------------------
 
 
 def test_join_returns_the_values_in_order():
@@ -773,7 +773,7 @@ def test_a_cancelled_listener_does_not_swallow_a_message():
     run({"device-0": device, "server": server})
 
 
-# ---- channel ---------------------------------------------------------------------------------------------------------
+# ---- channel ----------------------------------------------------------------------------------------------------
 
 
 def test_a_full_channel_holds_its_writer_back():
@@ -834,7 +834,7 @@ def test_channel_calls_that_never_wait():
     run({"server": server})
 
 
-# ---- sleep, rounds, marks --------------------------------------------------------------------------------------------
+# ---- sleep, rounds, marks ---------------------------------------------------------------------------------------
 
 
 def test_sleep_leaves_the_processor_free():
@@ -911,7 +911,7 @@ def test_a_fraction_outside_0_to_1_is_refused(fraction: float):
         chosen_by(1, fraction)
 
 
-# ---- who and what a node is --------------------------------------------------------------------------------------------
+# ---- who and what a node is -------------------------------------------------------------------------------------
 
 
 def test_the_map_a_node_has():
@@ -963,7 +963,7 @@ def test_one_purpose_does_not_disturb_another():
     assert drawn(True) == drawn(False)
 
 
-# ---- evaluate --------------------------------------------------------------------------------------------------------
+# ---- evaluate ---------------------------------------------------------------------------------------------------
 
 
 class Figures:
@@ -1001,7 +1001,7 @@ def test_evaluate_scores_the_weights_of_its_own_time():
     async def server(node: Node) -> None:
         weights = torch.ones(2)
         node.evaluate(Figures(), {"block": weights}, round=1)
-        await node.compute(weights.__class__.add_ if False else fill, weights)
+        await node.compute(fill, weights)
         node.evaluate(Figures(), {"block": weights}, round=2)
 
     bench = run({"server": server}, timing=False)
@@ -1019,7 +1019,7 @@ def test_evaluate_does_nothing_in_timing_mode():
     assert run({"server": server}).rows("metric") == []
 
 
-# ---- hold, keep --------------------------------------------------------------------------------------------------------
+# ---- hold, keep -------------------------------------------------------------------------------------------------
 
 
 def test_held_memory_counts_into_the_peak():

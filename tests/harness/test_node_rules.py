@@ -81,7 +81,7 @@ def inputs(node: Node, *shape: int) -> torch.Tensor:
     return torch.zeros(shape, device="meta" if node.timing else "cpu")
 
 
-# ---- 1: tensors are touched inside compute; a posted payload is frozen ----------------------------------------------
+# ---- 1: tensors are touched inside compute; a posted payload is frozen ------------------------------------------
 
 
 def test_a_payload_changed_before_its_delivery_is_an_error_that_names_node_and_tag():
@@ -157,7 +157,7 @@ def test_trainer_weights_are_a_copy():
     assert not torch.equal(trainer.weights()["block"], kept)
 
 
-# ---- 2: endings ----------------------------------------------------------------------------------------------------------
+# ---- 2: endings -------------------------------------------------------------------------------------------------
 
 
 def test_the_run_is_over_when_the_role_named_by_ends_returns():
@@ -349,7 +349,7 @@ def test_a_deadlock_is_not_put_off_by_a_timeout_that_was_cancelled():
         run({"device-0": device, "server": server})
 
 
-# ---- 3: channels --------------------------------------------------------------------------------------------------------
+# ---- 3: channels ------------------------------------------------------------------------------------------------
 
 
 def test_micro_batches_arrive_one_after_the_other():
@@ -422,7 +422,7 @@ def test_the_backlog_cap_counts_what_waits_and_not_what_has_left():
     run({"device-0": device, "server": server}, {"device-0": {"up": 1024.0}}, backlog_bytes=2048)
 
 
-# ---- 4: prices ------------------------------------------------------------------------------------------------------------
+# ---- 4: prices --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("timing", [True, False])
@@ -550,7 +550,7 @@ def repeated(values: torch.Tensor, times: int) -> torch.Tensor:
     return values.repeat(3 if times is True else times, 1)
 
 
-# ---- 5: values in timing mode --------------------------------------------------------------------------------------------
+# ---- 5: values in timing mode -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -616,7 +616,7 @@ def test_stop_iteration_does_not_come_out_of_compute(timing: bool):
         run({"server": server}, timing=timing)
 
 
-# ---- 6: credits keep a bound -------------------------------------------------------------------------------------------------
+# ---- 6: credits keep a bound ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("omega", [1, 3])
@@ -645,10 +645,10 @@ def test_credits_bound_what_is_on_the_way_whatever_the_delay(omega: int):
     assert most == omega
 
 
-# ---- 7: gather: see test_node.py; what a lost peer does to it, below ---------------------------------------------------------
+# ---- 7: gather: see test_node.py; what a lost peer does to it, below --------------------------------------------
 
 
-# ---- 8: randomness --------------------------------------------------------------------------------------------------------
+# ---- 8: randomness ----------------------------------------------------------------------------------------------
 
 
 def random_bits(ticks: tuple[float, float], seed: int = 0) -> dict[str, list[list[float]]]:
@@ -700,7 +700,7 @@ def test_evaluation_does_not_change_what_is_drawn():
     assert drawn(True) == drawn(False)
 
 
-# ---- 9: membership ----------------------------------------------------------------------------------------------------------
+# ---- 9: membership ----------------------------------------------------------------------------------------------
 
 CRASH = [(2.0, "crash", "device-0")]
 RETURN = [*CRASH, (5.0, "rejoin", "device-0")]
@@ -937,7 +937,7 @@ def test_a_crash_frees_the_link_for_the_others():
     assert bench.balanced
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory -----------------------------------------------------------------------------------------------------
 
 
 def test_what_does_not_fit_raises_as_on_the_board():

@@ -51,7 +51,7 @@ _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.float16, torch.f
 _ARRIVED, _REFUSED = b"+", b"-"
 
 
-# ---- what is compared --------------------------------------------------------------------------------------------------
+# ---- what is compared -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -78,7 +78,7 @@ def digest(states: Any) -> str:
     return hashed.hexdigest()
 
 
-# ---- wire --------------------------------------------------------------------------------------------------------------
+# ---- wire -------------------------------------------------------------------------------------------------------
 
 
 def _raw(tensor: torch.Tensor) -> bytes:
@@ -166,7 +166,7 @@ async def decode(reader: asyncio.StreamReader, dst: str) -> Message:
     return message
 
 
-# ---- primitives ----------------------------------------------------------------------------------------------------------
+# ---- primitives -------------------------------------------------------------------------------------------------
 
 _OWN = (record.RECV, record.GATHER, record.SLEEP, record.CHANNEL)
 """Waits that belong to one activity: when it is cancelled they are over, so that nothing is delivered to them."""
@@ -421,7 +421,7 @@ class WallDriver:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
-# ---- one node's process ----------------------------------------------------------------------------------------------------
+# ---- one node's process -----------------------------------------------------------------------------------------
 
 
 async def _play(name: str, nodes: Topology, spec: RunSpec, run: Callable[[Node], Any], pipe: Connection) -> Report:
@@ -472,7 +472,7 @@ def _node_process(name: str, nodes: Topology, jobs: Sequence[dict[str, Any]], pi
             pipe.send(("error", f"{name}: {type(error).__name__}: {error}\n{traceback.format_exc()}"))
 
 
-# ---- the parent ------------------------------------------------------------------------------------------------------------
+# ---- the parent -------------------------------------------------------------------------------------------------
 
 
 class WallError(Exception):

@@ -73,9 +73,7 @@ def on_virtual(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str
     recorder = Recorder()
     reports = {name: wall.Report() for name in Topology.numbered(DEVICES).names}
 
-    def evaluate(
-        self: VirtualDriver, node: Any, label: str, scorer: Any, states: tuple[Any, ...], round_index: int
-    ) -> None:
+    def evaluate(_: VirtualDriver, node: Any, label: str, __: Any, states: tuple[Any, ...], round_index: int) -> None:
         reports[node.name].evaluated.append((label, round_index, wall.digest(states)))
 
     with monkeypatch.context() as patched:
@@ -148,7 +146,7 @@ def test_a_run_that_hangs_is_ended_and_its_node_is_named(monkeypatch: pytest.Mon
     hanging = job(str(SUPPORT / "never_ends.py"))
     with pytest.raises(DeadlockError, match="server waits for 'never'"):
         on_virtual(hanging, monkeypatch)
-    with pytest.raises(wall.WallError, match="^server: no 'over' within 1 s"):
+    with pytest.raises(wall.WallError, match=r"^server: no 'over' within 1 s"):
         wall.play([hanging], Topology.numbered(DEVICES), "server", 1.0)
 
 

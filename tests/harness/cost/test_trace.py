@@ -26,7 +26,7 @@ def work_of(fn: Callable[..., Any], *args: Any) -> Work:
     return trace(fn, args)[1]
 
 
-# ---- classes and FLOPs ----------------------------------------------------------------------------------------------------
+# ---- classes and FLOPs ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -121,7 +121,7 @@ def test_a_backward_pass_of_a_depthwise_convolution_is_depthwise(device: str):
     assert work.depthwise_bytes > 2 * forward.depthwise_bytes
 
 
-# ---- meta and real ----------------------------------------------------------------------------------------------------------
+# ---- meta and real ----------------------------------------------------------------------------------------------
 
 
 def conv_net(device: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -175,7 +175,7 @@ def test_a_split_iteration_has_the_same_work_on_meta_and_real(build: Callable[[s
     assert backward.kept_bytes == -forward.kept_bytes
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------------
+# ---- memory -----------------------------------------------------------------------------------------------------
 
 
 def chain(x: Tensor) -> Tensor:

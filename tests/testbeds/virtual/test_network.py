@@ -116,7 +116,7 @@ def test_stopping_a_flow_that_is_over_changes_nothing():
 
 
 def test_a_device_that_talks_to_edge_and_server_at_once_leaves_the_star():
-    """Its 8 are halved. The edge's LAN (3) is narrower: 3 and 5. The server's flow is over at 4 s, the edge's at 8 s."""
+    """Its 8 are halved. The edge's LAN (3) is narrower: 3 and 5; the server's flow ends at 4 s, the edge's at 8 s."""
     up, lan, wan = Link("device.up", 8.0, 2), Link("edge.lan", 3.0, 1), Link("server.down", 16.0, 2)
     ends, network = ends_of([(0.0, 24.0, (up, lan)), (0.0, 20.0, (up, wan))])
     assert ends == pytest.approx([8.0, 4.0])
@@ -179,7 +179,7 @@ def test_any_traffic_agrees_with_water_filling(starts: list[Start]):
     assert ends == pytest.approx([float(end) for end in wanted], rel=1e-9, abs=1e-7)
 
 
-# ---- through the Node: which links a path has ------------------------------------------------------------------------------
+# ---- through the Node: which links a path has -------------------------------------------------------------------
 
 
 def three_tiers() -> dict[str, Any]:
@@ -200,7 +200,7 @@ def three_tiers() -> dict[str, Any]:
 
 
 def test_an_edge_has_a_lan_to_its_devices_and_a_wan_to_the_server():
-    """64 bytes each. device -> edge: LAN's 32 B/s, 0.5 + 0.25. edge -> server: WAN's 16 B/s, 4 + 1. And back the same."""
+    """64 bytes each way. device -> edge: the LAN's 32 B/s, 0.5 + 0.25. edge -> server: the WAN's 16 B/s, 4 + 1."""
     at = {}
 
     async def device(node: Node) -> None:
