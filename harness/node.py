@@ -390,6 +390,11 @@ class Node:
 async def run_role(node: Node, role: Callable[[Node], Coroutine[Any, Any, None]]) -> None:
     """Run one role to its end (rule 2): itself, its non-daemon activities, its posts; then cancel daemons."""
     await role(node)
+    await finish_role(node)
+
+
+async def finish_role(node: Node) -> None:
+    """The end of a role whose coroutine has returned: see `run_role`."""
     for activity, daemon in list(node.activities):
         if not daemon:
             await activity

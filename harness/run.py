@@ -24,7 +24,8 @@ def workload(spec: RunSpec, nodes: Topology, data_root: Path | None) -> Workload
     try:
         return Workload(spec.task, spec.training, spec.seed, len(nodes.devices), timing, data_root)
     except ConfigError as error:
-        raise ConfigError(f"task.partition: {error}") from None
+        place = "" if str(error).startswith("task.") else "task.partition: "  # some name their key themselves
+        raise ConfigError(f"{place}{error}") from None
 
 
 def role(spec: RunSpec, load: Workload, kind: str) -> Callable[[Node], Coroutine[Any, Any, None]]:

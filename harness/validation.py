@@ -71,8 +71,17 @@ def _walk(model: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[str, Any]
 
 def _is_branch(part: str, annotation: Any) -> bool:
     """Whether a part of pydantic's path names one of the types that a value may have, not a key."""
-    names = {getattr(kind, "__name__", "") for kind in getattr(annotation, "__args__", ())}
-    return part in names or part.startswith(("function-", "list[", "dict[", "constrained-", "literal["))
+    return part in _type_names(annotation) or part.startswith(
+        ("function-", "list[", "dict[", "constrained-", "literal[")
+    )
+
+
+def _type_names(annotation: Any) -> set[str]:
+    """Return the names of all types inside an annotation: {"str", "dict", ...} for list[str | dict[str, Any]]."""
+    names: set[str] = set()
+    for inner in getattr(annotation, "__args__", ()):
+        names |= {getattr(inner, "__name__", "")} | _type_names(inner)
+    return names
 
 
 def _beside_the_point(problem: Any, others: list[Any]) -> bool:

@@ -105,7 +105,7 @@ def key(fn: Callable[..., Any], args: tuple[Any, ...]) -> Key:
                 f"compute() was given a method of {type(owner).__name__!r}, which has no `signature`; give it one "
                 "that names architecture, cut, optimiser, mode and dtype"
             ) from None
-        return (fn.__func__, own, *[structure(arg) for arg in args])
+        return (fn.__func__, own, *[structure(arg) for arg in args]) if args else (fn.__func__, own)
     if fn not in _named:
         _check_named(fn)
         _named[fn] = True

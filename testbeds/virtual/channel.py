@@ -76,8 +76,12 @@ class Channel:
         Raises:
             ProtocolError: more waits on this channel than its cap.
         """
-        if self._current is None:
-            self._begin(message)
+        if self._current is None:  # _begin, written out
+            self._current = message
+            message.started_s = self._kernel.now
+            flow = self._flow
+            flow.size = flow.remaining = message.wire_bytes
+            self._start(flow)
             return
         self.backlog_bytes += message.payload_bytes
         if self.backlog_bytes > self.cap_bytes:

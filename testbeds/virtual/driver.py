@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from harness import record
 from harness.errors import DeadlockError, PeerLost
 from harness.message import Message
-from harness.node import Node, run_role
+from harness.node import Node, finish_role
 from harness.record import Recorder
 from harness.testbed import Outcome
 from harness.topology import Topology
@@ -318,14 +318,22 @@ class VirtualDriver:
 
     def _begin(self, host: Host) -> None:
         self._mark(host, 0, record.ROLE_START, host.node.role, 0)
-        task = self.kernel.start(run_role(host.node, host.role), host, host.lanes, False, record.JOIN)
-        host.lanes = max(host.lanes + 1, 1)
-        host.task = task
-        task.add_done_callback(lambda _: self._role_over(host, task))
+        self._go(host, host.role(host.node), lambda: self._go(host, finish_role(host.node), lambda: self._over(host)))
 
-    def _role_over(self, host: Host, task: Activity) -> None:
-        if task.error is not None or host.task is not task or host.name in self._lost:
-            return
+    def _go(self, host: Host, coroutine: Coroutine[Any, Any, None], then: Callable[[], None]) -> None:
+        """Run the role's coroutine (or what follows it) as lane 0 of a host, then call `then`."""
+        task = self.kernel.start(coroutine, host, 0, False, record.JOIN)
+        host.lanes = max(host.lanes, 1)
+        host.task = task
+
+        def ended(_: Any) -> None:
+            if task.error is None and host.task is task and host.name not in self._lost:
+                then()
+
+        task.add_done_callback(ended)
+
+    def _over(self, host: Host) -> None:
+        """The role has ended, its posts are delivered or refused."""
         host.done = True
         self._mark(host, 0, record.ROLE_END, host.node.role, 0)
         if host.node.role == self._ends:

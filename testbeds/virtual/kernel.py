@@ -48,7 +48,7 @@ class Future:
             activity.waiting = None
             kernel.ready.append(activity)
         if self.callbacks is not None:
-            self._call_back()
+            self.call_back()
 
     def set_exception(self, error: BaseException) -> None:
         self.error = error
@@ -60,9 +60,10 @@ class Future:
         if self.waiter is not None:
             self.kernel.wake(self.waiter)
         if self.callbacks is not None:
-            self._call_back()
+            self.call_back()
 
-    def _call_back(self) -> None:
+    def call_back(self) -> None:
+        """Call what was to be called when finished."""
         callbacks, self.callbacks = self.callbacks or [], None
         for call in callbacks:
             call(self)

@@ -212,7 +212,13 @@ class Processor:
         self._running = None
         if self._queue:
             self._next()
-        job.finish()
+        job.finished = True  # Future.finish, written out; no wait is recorded, the row above says it all
+        activity = job.waiter
+        if activity is not None:
+            activity.waiting = None
+            kernel.ready.append(activity)
+        if job.callbacks is not None:
+            job.call_back()
 
     def _refuse(self, refused: tuple[Job, Exception]) -> None:
         job, error = refused

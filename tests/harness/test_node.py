@@ -472,7 +472,7 @@ def test_recv_nowait_never_waits():
 # ---- gather -----------------------------------------------------------------------------------------------------
 
 
-def three(server: Any, ticks: tuple[int, int, int] = (4, 1, 2), rounds: int = 1, **machines: Any) -> Bench:
+def three(server: Any, ticks: tuple[int, int, int] = (4, 1, 2), **machines: Any) -> Bench:
     """Three devices that answer each `go` with an `update` after 4, 1 and 2 s."""
 
     async def device(node: Node) -> None:
@@ -777,7 +777,7 @@ def test_a_cancelled_listener_does_not_swallow_a_message():
 
 
 def test_a_full_channel_holds_its_writer_back():
-    """Size 1; the reader takes 4 s per item: items are put at 0, 0, 4 (after the first is taken at 0, the second at 4)."""
+    """Size 1; the reader takes 4 s per item: they are put at 0, 0 and 4 s, when the second is taken."""
     put, got = [], []
 
     async def read(node: Node, channel: Any) -> None:
@@ -864,7 +864,7 @@ def test_rounds_and_phases_leave_marks():
         assert seen == [1, 2]
         node.phase("second")
 
-    bench = run({"server": server})
+    bench = run({"device-0": nothing, "server": server})
     marks = [
         (row["kind"], row["name"], row["number"], row["at_s"])
         for row in bench.rows("mark", node="server")

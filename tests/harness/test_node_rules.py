@@ -6,6 +6,7 @@ P2, P3, ... are the cases of the design's review. Times are worked out by hand: 
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Block:
     """A block of layers, as a method's author might write it: the graph is a value."""
 
     def __init__(self, sizes: tuple[int, ...], device: str = "cpu") -> None:
-        self.layers = nn.Sequential(*[nn.Linear(a, b, device=device) for a, b in zip(sizes, sizes[1:], strict=False)])
+        self.layers = nn.Sequential(*[nn.Linear(a, b, device=device) for a, b in pairwise(sizes)])
         self.signature = f"block {sizes}"
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -236,7 +237,7 @@ def test_a_message_on_its_way_to_a_node_that_ends_is_undelivered():
 
 
 def test_every_message_is_consumed_unread_undelivered_or_in_flight():
-    """From device-0: one read, one unread, one in flight, one queued behind it, one only delayed; one to a done node."""
+    """From device-0: one read, one unread, one in flight, one queued behind it; one delayed; one to a done node."""
 
     async def device(node: Node) -> None:
         node.post(SERVER, "read", letter(64))
@@ -485,7 +486,7 @@ def test_an_argument_without_a_signature_is_refused():
     async def server(node: Node) -> None:
         await node.compute(count, np.zeros(3))
 
-    with pytest.raises(ProtocolError, match="'ndarray'.*no `signature`"):
+    with pytest.raises(ProtocolError, match=r"'ndarray'.*no `signature`"):
         run({"server": server})
 
 
@@ -531,7 +532,7 @@ def peak_after(iterations: int, timing: bool, fast_first: bool) -> int:
 @pytest.mark.parametrize("timing", [True, False])
 @pytest.mark.parametrize("fast_first", [True, False])
 def test_the_memory_of_a_graph_is_released_by_whoever_is_traced(timing: bool, fast_first: bool):
-    """device-0's forward is traced; if device-1 is faster its backward is traced. Memory must not grow with the steps."""
+    """device-0's forward is traced; if device-1 is faster, its backward is. Memory must not grow with the steps."""
     assert peak_after(20, timing, fast_first) == peak_after(2, timing, fast_first)
 
 
@@ -682,7 +683,7 @@ def test_a_run_leaves_the_callers_randomness_alone():
 
 def test_evaluation_does_not_change_what_is_drawn():
     class Noisy:
-        def score(self, *states: Any) -> dict[str, float]:
+        def score(self, *_: Any) -> dict[str, float]:
             return {"noise": float(torch.rand(()))}
 
     def drawn(evaluates: bool) -> list[list[float]]:

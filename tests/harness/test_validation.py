@@ -68,7 +68,8 @@ def test_the_place_is_the_file_and_the_key(where: str) -> None:
             {"groups": [{"profile": "a"}, {"profile": "b", "cuont": 2}]},
             "groups[1].cuont: unknown key; did you mean 'count'?",
         ),
-        ({"groups": [{"profile": "a", "link": {"up": 2}}]}, "groups[0].link.up: unknown key; did you mean 'up_bps'?"),
+        ({"groups": [{"profile": "a", "link": {"up_bp": 2}}]}, "[0].link.up_bp: unknown key; did you mean 'up_bps'?"),
+        ({"groups": [{"profile": "a", "link": {"up": 2}}]}, "mine.yaml: groups[0].link.up: unknown key; known: up_bps"),
         ({"default": {"profil": "a"}}, "default.profil: unknown key; did you mean 'profile'?"),
         ({"schedule": {"epoch": 1}}, "schedule.epoch: unknown key; did you mean 'epochs'?"),
         ({"groups": [{}]}, "mine.yaml: groups[0].profile: is missing"),
@@ -117,3 +118,16 @@ def test_a_union_complains_about_the_form_that_was_meant() -> None:
     """A mapping was meant as a Link: that it is no string either is no help, and `link.str` is no key of the file."""
     text = complaint({"groups": [{"profile": "a", "link": {"up_bps": -1}}]})
     assert text == "mine.yaml: groups[0].link.up_bps: input should be greater than 0 (found -1)"
+
+
+class Menu(Section):
+    dishes: list[str | dict[str, Any]] = []
+
+
+def test_the_branches_of_a_union_in_a_list_are_no_keys() -> None:
+    with pytest.raises(ConfigError) as caught:
+        validated(Menu, {"dishes": ["soup", 5]}, "mine.yaml")
+    assert str(caught.value).splitlines() == [
+        "mine.yaml: dishes[1]: input should be a valid string (found 5)",
+        "mine.yaml: dishes[1]: input should be a valid dictionary (found 5)",
+    ]

@@ -10,7 +10,9 @@ VGG-5 on digits [1, 8, 8]: parameters + floating buffers of the device block, an
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,12 +194,31 @@ def test_a_cut_that_leaves_nothing_on_the_server_is_refused(run: Runner, method:
 
 
 def test_a_cut_outside_the_model_is_refused_with_the_settings_place(run: Runner) -> None:
-    with pytest.raises(ConfigError, match=r"methods\[0\]\.split_point"):
+    with pytest.raises(ConfigError, match=r"^experiment: methods\[0\]: split point 5 is outside .* out of 1 conv1, "):
         run({"name": "sl", "split_point": 5})
 
 
-def test_a_refused_setting_leaves_no_python_warning(run: Runner, recwarn: pytest.WarningsRecorder) -> None:
+REFUSES = '''"""Mine: the first role that begins refuses its settings."""
+from harness.errors import ConfigError
+from harness.method import MethodConfig as Config
+
+
+async def refuse(node, task, config):
+    raise ConfigError(f"{node.name} will not have it")
+
+
+ROLES = {"device": refuse, "server": refuse}
+ENDS = "server"
+'''
+
+
+def test_a_setting_refused_by_a_role_leaves_no_python_warning(
+    run: Runner, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     """The roles that never began are closed quietly; a user's mistake shows one line and nothing else."""
-    with pytest.raises(ConfigError):
-        run({"name": "sl", "split_point": 5})
+    path = tmp_path / "refuses.py"
+    path.write_text(REFUSES)
+    with pytest.raises(ConfigError, match="device-0 will not have it"):
+        run(str(path))
+    gc.collect()
     assert not [str(warning.message) for warning in recwarn]

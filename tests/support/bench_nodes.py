@@ -7,7 +7,7 @@ With powers of two every time is exact, and tests may compare with ==.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -28,7 +28,7 @@ from profiles.device import DeviceProfile
 from testbeds.virtual.driver import Machine, Options, VirtualDriver
 from testbeds.virtual.fair import Link
 
-Role = Callable[[Node], Coroutine[Any, Any, None]]
+Role = Callable[[Node], Awaitable[Any]]
 
 _ONE = torch.zeros(1)
 
@@ -118,7 +118,7 @@ class Bench:
         self.recorder = recorder or Recorder()
         self.driver = VirtualDriver(topology, found, self.recorder, Options(**settings))
         self.nodes = {
-            name: self.driver.add(name, roles.get(name, nothing), seed) for name in (*devices, *edges, SERVER)
+            name: self.driver.add(name, _role(roles.get(name, nothing)), seed) for name in (*devices, *edges, SERVER)
         }
         for time, what, name in faults:
             self.driver.kernel.at(time, getattr(self.driver, what), name)
@@ -168,6 +168,15 @@ class Bench:
 def run(roles: Mapping[str, Role], machines: Mapping[str, Any] | None = None, **options: Any) -> Bench:
     """Build a Bench and run it."""
     return Bench(roles, machines, **options).run()
+
+
+def _role(awaitable: Role) -> Role:
+    """Let a role be anything that gives an awaitable, e.g. `lambda node: node.sleep(8)`."""
+
+    async def role(node: Node) -> None:
+        await awaitable(node)
+
+    return role
 
 
 async def nothing(node: Node) -> None:

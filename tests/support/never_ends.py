@@ -15,7 +15,7 @@ async def device(node: Node, task: Task, config: Config) -> None:
     """Return at once."""
 
 
-async def server(node: Node, task: Task, config: Config) -> None:
+async def server(node: Node, task: Task, config: Config) -> None:  # noqa: ARG001
     """Wait for ever."""
     await node.recv("never")
 

@@ -281,7 +281,7 @@ class WallDriver:
 
     def execute(
         self,
-        node: Node,
+        node: Node,  # noqa: ARG002
         fn: Callable[..., Any],
         args: tuple[Any, ...],
         stand_in: Callable[[], Any] | None,  # noqa: ARG002

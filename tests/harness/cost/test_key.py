@@ -130,7 +130,7 @@ def _local() -> Any:
 )
 def test_what_has_no_identity_is_refused(fn: Any):
     for _ in range(2):  # also when asked again
-        with pytest.raises(ProtocolError, match="identity|signature"):
+        with pytest.raises(ProtocolError, match=r"identity|signature"):
             key(fn, ())
 
 

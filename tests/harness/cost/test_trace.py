@@ -248,7 +248,7 @@ def test_the_value_is_that_of_the_function_and_tracing_is_off_afterwards():
 
 
 def test_an_error_comes_out_and_leaves_no_tracer_behind():
-    def fails(x: Tensor) -> Tensor:
+    def fails(_: Tensor) -> Tensor:
         raise ValueError("inside")
 
     with pytest.raises(ValueError, match="inside"):
