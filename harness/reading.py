@@ -30,7 +30,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-class NotYaml(ValueError):
+class NotYaml(ValueError):  # noqa: N818 - a finding about the text
     """A text that cannot be read; `line` is where, counted from 1, None if not known."""
 
     def __init__(self, problem: str, line: int | None = None) -> None:

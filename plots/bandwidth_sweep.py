@@ -13,9 +13,7 @@ from plots.sweeps import draw_sweep
 from plots.tables import SWEEP, Tables
 
 TITLE = "Sensitivity to bandwidth"
-NEEDS = (
-    "runs of a sweep over a key that ends in _bps (or over networks with an up_bps) with at least two values"
-)
+NEEDS = "runs of a sweep over a key that ends in _bps (or over networks with an up_bps) with at least two values"
 
 _LINKS = {"up_bps": "Uplink bandwidth", "down_bps": "Downlink bandwidth"}
 

@@ -37,9 +37,7 @@ def draw(tables: Tables) -> Figure:
             for cause, colour in colours.items():
                 share = float(sums.get((label, role, cause), 0.0)) / max(int(nodes.get((label, role), 0)), 1)
                 if share > 0:
-                    bars.stack(
-                        panel, row, 100 * left, 100 * share, colour, style.CAUSE_HATCHES.get(cause, "")
-                    )
+                    bars.stack(panel, row, 100 * left, 100 * share, colour, style.CAUSE_HATCHES.get(cause, ""))
                     if share >= _ROOM_FOR_NUMBER:
                         panel.text(
                             100 * (left + share / 2),

@@ -55,9 +55,7 @@ def one_configuration(tables: Tables, along: str | None = None) -> tuple[Tables,
         first = left.groupby(summary["label"], sort=False).transform("first")
         if left.nunique() > 1 and (left != first).any():
             shown = list(dict.fromkeys(first))
-            value = (
-                describe(column, summary[column].iloc[0]) if len(shown) == 1 else "the first of its values"
-            )
+            value = describe(column, summary[column].iloc[0]) if len(shown) == 1 else "the first of its values"
             notes.append(f"{name(column)} = {value}")
             summary = summary[left == first]
     if not notes:

@@ -56,9 +56,7 @@ def draw(tables: Tables) -> Figure:
         panel.xaxis.set_major_locator(MaxNLocator(3))
         panel.set_xlim(0, 1.5 * max(ends, default=0.0) / unit.size or 1.0)
         if not ends:
-            panel.text(
-                0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777"
-            )
+            panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
             panel.set_xticks([0], [" "])
     bars.name_rows(axes, rows)
     return drawn

@@ -17,9 +17,7 @@ from plots.units import Unit
 _LOG_FROM = 8.0
 
 
-def draw_sweep(
-    summary: pd.DataFrame, x: pd.Series[float], labels: list[str], x_unit: Unit, note: str
-) -> Figure:
+def draw_sweep(summary: pd.DataFrame, x: pd.Series[float], labels: list[str], x_unit: Unit, note: str) -> Figure:
     """Draw one line per method in both panels: mean over seeds, whiskers are the 95 % confidence interval.
 
     Args:
@@ -80,9 +78,7 @@ def _panel(
         container = axes.errorbar(
             places,
             [mean / unit.size for mean, _ in points],
-            yerr=[width / unit.size for _, width in points]
-            if any(width > 0 for _, width in points)
-            else None,
+            yerr=[width / unit.size for _, width in points] if any(width > 0 for _, width in points) else None,
             color=look.colour,
             linestyle=look.line,
             marker=look.marker,

@@ -42,9 +42,7 @@ def available(tables: Tables) -> bool:
 
 
 @style.styled
-def draw(
-    tables: Tables, run_id: str | None = None, number: int | None = None, first_s: float | None = None
-) -> Figure:
+def draw(tables: Tables, run_id: str | None = None, number: int | None = None, first_s: float | None = None) -> Figure:
     """Draw one row per node: computations as bars coloured by function, its transfers as thin bars below.
 
     A transfer is drawn in the row of the node further from the server: up is towards the server. Vertical
@@ -98,9 +96,7 @@ def find_window(timeline: pd.DataFrame, marks: pd.DataFrame, number: int | None 
         return Window(float(timeline["start_s"].min()), float(timeline["end_s"].max()), "whole run")
     number = int(finished[0]) if number is None else number
     if number not in finished:
-        raise ValueError(
-            f"round {number} is not in the run, or was not finished; finished rounds: {finished}"
-        )
+        raise ValueError(f"round {number} is not in the run, or was not finished; finished rounds: {finished}")
     return Window(float(starts[number]), float(ends[number]), f"round {number}")
 
 
@@ -154,16 +150,12 @@ def _draw_computations(
         mine = computed[names == name]
         if len(mine):
             places = np.array([rows[node] for node in mine["node"]], dtype=np.float64)
-            starts, ends = (
-                mine[column].to_numpy(dtype=np.float64) / unit_s for column in ("start_s", "end_s")
-            )
+            starts, ends = (mine[column].to_numpy(dtype=np.float64) / unit_s for column in ("start_s", "end_s"))
             handles[name] = _boxes(axes, starts, ends, places, "compute", colour, f"compute {name}")
     return handles
 
 
-def _draw_transfers(
-    axes: Axes, inside: pd.DataFrame, rows: dict[str, int], unit_s: float
-) -> dict[str, Artist]:
+def _draw_transfers(axes: Axes, inside: pd.DataFrame, rows: dict[str, int], unit_s: float) -> dict[str, Artist]:
     sent = inside[(inside["kind"] == "transfer") & inside["peer"].notna()]
     source = sent["node"].map(str).map(rows).to_numpy(dtype=np.float64)
     target = sent["peer"].map(str).map(rows).to_numpy(dtype=np.float64)
@@ -173,9 +165,7 @@ def _draw_transfers(
         if chosen.any():
             places = np.where(source < target, source, target)[chosen]
             name = f"{lane}link transfer"
-            handles[name] = _boxes(
-                axes, starts[chosen], ends[chosen], places, lane, colour, f"transfer {lane}"
-            )
+            handles[name] = _boxes(axes, starts[chosen], ends[chosen], places, lane, colour, f"transfer {lane}")
     return handles
 
 
@@ -184,9 +174,7 @@ def _draw_marks(axes: Axes, marks: pd.DataFrame, window: Window, unit_s: float) 
     slack = 1e-9 + 1e-3 * (window.end_s - window.start_s)
     seen = marks[marks["at_s"].between(window.start_s - slack, window.end_s + slack)]
     named: dict[float, list[str]] = {}
-    for kind, name, number, at_s in zip(
-        seen["kind"], seen["name"], seen["number"], seen["at_s"], strict=True
-    ):
+    for kind, name, number, at_s in zip(seen["kind"], seen["name"], seen["number"], seen["at_s"], strict=True):
         if at_s < window.start_s + slack and kind == "round_end":
             continue
         if at_s > window.end_s - slack and kind == "round_start":

@@ -41,6 +41,7 @@ _FREE = {
     aten.new_empty_strided,
     aten.detach,
     aten.lift_fresh,
+    aten._local_scalar_dense,
     aten._unsafe_view,
     aten._has_compatible_shallow_copy_type,
     aten.set_,

@@ -144,7 +144,7 @@ def report() -> str:
     lines = [
         "## The virtual clock",
         "",
-        f"{DEVICES} devices x {TRIPS} round trips through one server (tests/bench/clock.py), {PAIRS} runs each in turn.",
+        f"{DEVICES} devices x {TRIPS} round trips through one server (tests/bench/clock.py), {PAIRS} runs each.",
         "",
         "| program | round trips/s | us per round trip | times SimPy's speed | ends at (s) |",
         "|---|---|---|---|---|",

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from harness import experiment
 from harness.record import Recorder
 from harness.run import execute
-from harness.task.data import digits, registry
 from harness.task import models
+from harness.task.data import digits, registry
 
 PAIRS = 5
 SETTINGS = {

@@ -546,7 +546,7 @@ def test_lists_are_counted_in_one_way_in_all_messages() -> None:
         (
             "task.model",
             "text-transformer-6",
-            "task.model: model 'text-transformer-6' does not accept data of kind 'image', only tokens; models for image:",
+            "task.model: model 'text-transformer-6' does not accept data of kind 'image', only tokens; models for",
         ),
         (
             "task.model",

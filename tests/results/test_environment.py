@@ -32,7 +32,7 @@ def test_the_time_has_a_zone() -> None:
 
 @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def refuse(*args: Any, **options: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(environment.subprocess, "run", refuse)
@@ -63,7 +63,7 @@ def test_a_changed_checkout_is_marked(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_without_proc_the_processor_has_a_name_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: Any, **options: Any) -> str:
+    def refuse(*_: Any, **__: Any) -> str:
         raise FileNotFoundError("/proc/cpuinfo")
 
     monkeypatch.setattr(environment.Path, "read_text", refuse)

@@ -6,6 +6,8 @@ a path is the sum of its ends'. A zero is left out of the expectations.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from bench_nodes import Bench, burn, letter, run
 from hypothesis import given, settings
@@ -397,7 +399,7 @@ def test_channels_are_followed_stage_by_stage_to_the_network(stages: int) -> Non
     async def first(node: Node, out) -> None:
         await out.put((await node.recv("news")).serial)
 
-    async def between(node: Node, queue, out) -> None:
+    async def between(queue, out) -> None:
         await out.put(await queue.get())
 
     async def last(node: Node, queue) -> None:
@@ -408,8 +410,8 @@ def test_channels_are_followed_stage_by_stage_to_the_network(stages: int) -> Non
         node.spawn(_distractor(node))
         queues = [node.channel(1) for _ in range(stages)]
         node.spawn(first(node, queues[0]), daemon=False)
-        for queue, out in zip(queues, queues[1:], strict=False):
-            node.spawn(between(node, queue, out), daemon=False)
+        for queue, out in itertools.pairwise(queues):
+            node.spawn(between(queue, out), daemon=False)
         await node.join(node.spawn(last(node, queues[-1]), daemon=False))
 
     bench = run(

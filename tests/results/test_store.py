@@ -115,7 +115,7 @@ def test_a_run_is_running_until_everything_is_written(runs: Store, monkeypatch: 
     """Nobody may take a folder for a run while its files are being written: complete comes last."""
     seen = []
 
-    def spy(*args: Any) -> list[str]:
+    def spy(*_: Any) -> list[str]:
         seen.append(store.state(_folder(runs)))
         assert (_folder(runs) / "summary.json").exists()
         return []
@@ -361,7 +361,7 @@ def test_incomplete_runs_are_left_out(runs: Store) -> None:
     assert [run.id for run in store.find([runs.root])] == ["good"]
 
 
-def test_nothing_to_find_is_an_error_with_a_remedy(runs: Store, tmp_path: Path) -> None:
+def test_nothing_to_find_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         store.find([tmp_path / "nowhere"])
     with pytest.raises(StoreError, match=r"holds no complete run; start one with `ammeter run"):
@@ -445,7 +445,7 @@ def _assert_refused(runs: Store, code: int, how: Callable[[Recorder], Outcome] =
 
 @pytest.mark.parametrize("code", REMEDIES)
 def test_a_folder_that_cannot_be_made(runs: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
-    def refuse(path: Path, *args: Any, **options: Any) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
         raise _error(code, str(path))
 
     with monkeypatch.context() as patch:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import yaml
-
 from bench_nodes import Bench, Role
+
 from harness import experiment, record
 from harness.record import Recorder
 from harness.run import execute

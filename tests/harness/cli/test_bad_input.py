@@ -76,7 +76,11 @@ WRONG = {
     "method-file": ("methods", ["./nowhere.py"], ["methods", "'./nowhere.py'", "no such file"]),
     "method-key": ("methods", [{"name": "fedavg", "fractoin": 0.5}], ["methods", "fractoin", "mean 'fraction'?"]),
     "method-key-case": ("methods", [{"name": "fedavg", "Fraction": 0.5}], ["methods", "Fraction", "'fraction'?"]),
-    "method-value": ("methods", [{"name": "fedavg", "fraction": 2}], ["methods", "fraction", "2", "less than or equal"]),
+    "method-value": (
+        "methods",
+        [{"name": "fedavg", "fraction": 2}],
+        ["methods", "fraction", "2", "less than or equal"],
+    ),
     "method-no-name": ("methods", [{"fraction": 1}], ["methods", "`name`"]),
     "two-methods": ("methods", ["fedavg", "fedavg"], ["methods", "'fedavg'", "`label`"]),
     "no-methods": ("methods", [], ["methods", "at least 1"]),
@@ -302,7 +306,7 @@ def test_data_says_what_it_needs(refused: Refused, words: list[str], said: str) 
 
 
 @pytest.fixture
-def made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def made(tmp_path: Path) -> Path:
     """The folder of one complete run, and tiny.yaml that made it."""
     assert command.main(["run", str(write_tiny(tmp_path)), "--no-figures"]) == 0
     (folder,) = Path("runs/tiny").iterdir()
@@ -348,7 +352,8 @@ def test_an_interrupted_run_is_no_run(refused: Refused, made: Path) -> None:
     assert "holds no complete run" in refused("table", made)
 
 
-def test_a_figure_that_does_not_exist_is_corrected(refused: Refused, made: Path) -> None:
+@pytest.mark.usefixtures("made")
+def test_a_figure_that_does_not_exist_is_corrected(refused: Refused) -> None:
     assert "did you mean 'timeline'?" in refused("plot", "tiny", "--only", "timelin")
 
 
@@ -403,9 +408,7 @@ def test_a_runs_folder_that_cannot_be_made_is_named(refused: Refused, tmp_path: 
     assert "--runs" in message
 
 
-def test_a_figures_folder_that_cannot_be_made_loses_no_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_figures_folder_that_cannot_be_made_loses_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run is complete before its figures are drawn, and stays."""
     Path("file").write_text("in the way")
     assert command.main(["run", str(write_tiny(tmp_path)), "--figures", "file"]) == 2

@@ -461,7 +461,7 @@ def test_doctor_says_that_runs_cannot_be_written(ammeter: Ammeter) -> None:
 # ---- the command itself -----------------------------------------------------------------------------------------
 
 
-def test_every_verb_has_help(ammeter: Ammeter, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = command.verbs()
     assert set(verbs) >= {
         "run", "list", "show", "table", "compare", "plot", "data", "export", "conformance", "doctor"
