@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from harness.errors import ProtocolError
 from harness.message import Message
@@ -12,11 +12,16 @@ from testbeds.virtual.fair import Flow, Link
 from testbeds.virtual.kernel import Kernel
 from testbeds.virtual.network import Network
 
-if TYPE_CHECKING:
-    from testbeds.virtual.host import Host
-
 BACKLOG_BYTES = 64 * 2**20
 """Default cap on the payload bytes that may wait on one channel (rule 3)."""
+
+
+class End(Protocol):
+    """What a channel needs of the host at its end."""
+
+    done: bool
+
+    def receive(self, message: Message, src: Any) -> None: ...
 
 
 class Channel:
@@ -52,8 +57,8 @@ class Channel:
         path: tuple[Link, ...],
         latency_s: float,
         delay: Callable[[], float] | None,
-        src: Host,
-        dst: Host,
+        src: End,
+        dst: End,
         cap_bytes: int,
     ) -> None:
         self._kernel = kernel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,45 +17,13 @@ from harness.node import Node, finish_role
 from harness.record import Recorder
 from harness.testbed import Outcome
 from harness.topology import Topology
-from profiles.device import DeviceProfile
-from testbeds.virtual.channel import BACKLOG_BYTES, Channel
-from testbeds.virtual.fair import Link
+from testbeds.virtual.channel import Channel
 from testbeds.virtual.host import Host, Ledger, Role
 from testbeds.virtual.kernel import Activity, Future, Kernel, Timer
 from testbeds.virtual.network import Network
 from testbeds.virtual.pricing import Prices
 from testbeds.virtual.processor import Processor
-from testbeds.virtual.wire import Framing
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a node runs on: a profile, and its links (bytes per second; inf = never a bottleneck).
-
-    `latency_s` is one way; the latency of a path is the sum of its two ends'. Edges have a second pair of
-    links towards their devices (`lan_*`), the first pair leads to the server.
-    """
-
-    profile: DeviceProfile
-    up: Link
-    down: Link
-    latency_s: float = 0.0
-    jitter_s: float = 0.0
-    lan_up: Link | None = None
-    lan_down: Link | None = None
-    lan_latency_s: float = 0.0
-
-
-@dataclass
-class Options:
-    """How a virtual run behaves; see testbeds.virtual.Config for the user's view of the same."""
-
-    timing: bool = True
-    seed: int = 0
-    framing: Framing = "tls"
-    compute_jitter: float = 0.0
-    backlog_bytes: int = BACKLOG_BYTES
-    check_payloads: bool = True
+from testbeds.virtual.settings import Machine, Options
 
 
 class VirtualDriver:

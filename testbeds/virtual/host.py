@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness import record
 from harness.errors import PeerLost
@@ -14,10 +14,8 @@ from harness.record import Recorder
 from testbeds.virtual.channel import Channel
 from testbeds.virtual.kernel import Activity, Future, Kernel
 from testbeds.virtual.processor import Processor
+from testbeds.virtual.settings import Machine, Options
 from testbeds.virtual.wire import wire_bytes
-
-if TYPE_CHECKING:
-    from testbeds.virtual.driver import Machine, Options
 
 Role = Callable[[Node], Coroutine[Any, Any, None]]
 

@@ -10,8 +10,8 @@ from profiles import library
 from profiles.device import DeviceProfile
 from testbeds.virtual.config import Config
 from testbeds.virtual.config import Link as LinkConfig
-from testbeds.virtual.driver import Machine
 from testbeds.virtual.fair import Link
+from testbeds.virtual.settings import Machine
 
 
 def topology(config: Config) -> Topology:

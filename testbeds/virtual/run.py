@@ -14,8 +14,9 @@ from harness.run import Progress, role, workload
 from harness.task.task import Workload
 from harness.testbed import NodeInfo, Outcome
 from testbeds.virtual.config import Config
-from testbeds.virtual.driver import Machine, Options, VirtualDriver
+from testbeds.virtual.driver import VirtualDriver
 from testbeds.virtual.machines import machines, topology
+from testbeds.virtual.settings import Machine, Options
 
 
 def build(

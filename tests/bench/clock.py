@@ -20,9 +20,10 @@ from harness.node import Node
 from harness.record import Recorder
 from harness.topology import SERVER, Topology
 from profiles.device import DeviceProfile
-from testbeds.virtual.driver import Machine, Options, VirtualDriver
+from testbeds.virtual.driver import VirtualDriver
 from testbeds.virtual.fair import Link
 from testbeds.virtual.kernel import Kernel
+from testbeds.virtual.settings import Machine, Options
 
 DEVICES, TRIPS, PAIRS = 500, 200, 5
 

@@ -25,8 +25,9 @@ from harness.record import (
 from harness.testbed import Outcome
 from harness.topology import SERVER, Topology
 from profiles.device import DeviceProfile
-from testbeds.virtual.driver import Machine, Options, VirtualDriver
+from testbeds.virtual.driver import VirtualDriver
 from testbeds.virtual.fair import Link
+from testbeds.virtual.settings import Machine, Options
 
 Role = Callable[[Node], Awaitable[Any]]
 

@@ -15,10 +15,10 @@ from test_fair import finishing_times
 
 from harness.node import Node
 from harness.topology import SERVER
-from testbeds.virtual.driver import Machine
 from testbeds.virtual.fair import Flow, Link
 from testbeds.virtual.kernel import Kernel
 from testbeds.virtual.network import Network
+from testbeds.virtual.settings import Machine
 
 Start = tuple[float, float, tuple[Link, ...]]
 

@@ -11,8 +11,8 @@ import torch
 from bench_nodes import Bench, burn, nothing, profile, run
 
 from harness.node import Node
-from testbeds.virtual.driver import Machine
 from testbeds.virtual.fair import Link
+from testbeds.virtual.settings import Machine
 
 CALLS: list[int] = []
 
