@@ -37,6 +37,7 @@ from harness.errors import ConfigError, suggestion
 from harness.task import data as datasets
 from harness.task import models
 from harness.task.config import Section, TaskConfig, TrainingConfig
+from harness.task.task import Workload
 from harness.validation import validated
 
 FORMAT = 1
@@ -354,6 +355,12 @@ class _Checker:
         except Exception as error:  # whatever a user's own model does
             raise ConfigError(f"{where}: task.model: {self._name}: {type(error).__name__}: {error}") from error
         self.testbed, self.bed = testbeds.configured(point.testbed, where)
+        devices = self.bed.num_devices  # type: ignore[attr-defined]
+        try:  # the partition, from the class counts alone
+            Workload(point.task, point.training, point.seeds[0], devices, timing=True, data_root=None)
+        except ConfigError as error:
+            key = "" if str(error).startswith("task.") else "task.partition: "
+            raise ConfigError(f"{where}: {key}{error}") from None
 
     def method(self, entry: MethodEntry, here: str) -> tuple[methods.Method, methods.MethodConfig]:
         """Return a method and its checked settings."""
@@ -362,6 +369,12 @@ class _Checker:
         except ConfigError as error:
             raise ConfigError(f"{here}: {error}") from None
         config = validated(method.config, entry.settings, here)
+        missing = self.bed.roles - set(method.roles)  # type: ignore[attr-defined]
+        if missing:
+            raise ConfigError(
+                f"{here}: {entry.name!r} has no role for {', '.join(sorted(missing))} nodes, which the testbed has; "
+                f"its roles: {', '.join(method.roles)}"
+            )
         try:
             method.check(config, self._model, self._name)
         except ConfigError as error:

@@ -232,7 +232,12 @@ class Mailbox:
         waiting = self.waiting.get(message.tag)
         if waiting:
             first = waiting[0]
-            if first.simple and (first.from_ is None or first.from_ == message.src) and not message.ends_stream:
+            if (
+                first.simple
+                and not first.future.done()
+                and (first.from_ is None or first.from_ == message.src)
+                and not message.ends_stream
+            ):
                 del waiting[0]
                 self.consumed += 1
                 first.future.set_result(message, message.serial)

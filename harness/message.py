@@ -31,6 +31,7 @@ class Message:
         meta: what `gather` and `recv` can match on, e.g. {"round": 3}.
         payload_bytes: see the module docstring.  wire_bytes: what crosses the link (framing included).
         posted_s, started_s, arrived_s: the post, the first byte leaving, the last byte arriving.
+        posted_by: the activity (lane number) that posted it.
         serial: unique in the run, in posting order.  incarnation: how often `src` had restarted.
         ends_stream: it closes the stream of its tag instead of carrying a payload.
     """
@@ -45,6 +46,7 @@ class Message:
         "meta",
         "payload",
         "payload_bytes",
+        "posted_by",
         "posted_s",
         "serial",
         "src",
@@ -76,6 +78,7 @@ class Message:
         self.wire_bytes = payload_bytes
         self.posted_s = self.started_s = self.arrived_s = -1.0
         self.serial = -1
+        self.posted_by = 0
         self.incarnation = incarnation
         self.ends_stream = ends_stream
         self.versions: list[tuple[torch.Tensor, int]] | None = None

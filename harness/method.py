@@ -28,7 +28,7 @@ RoleFunction = Callable[..., Coroutine[Any, Any, None]]
 class MethodConfig(BaseModel):
     """Base of every method's settings: frozen, typed, an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

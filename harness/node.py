@@ -10,7 +10,6 @@ docs/design.md; the ones a method's author meets first:
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from functools import partial
@@ -23,6 +22,7 @@ from harness.driver import Activity, Driver, Future
 from harness.errors import PeerLost, ProtocolError
 from harness.mailbox import Collector, Gathered, Mailbox, Waiter, end_of_stream
 from harness.message import HEADER_BYTES, LANES, Message, tree_bytes
+from harness.randomness import stream
 from harness.topology import Topology
 
 __all__ = ["Channel", "Gathered", "Node", "run_role"]
@@ -155,8 +155,7 @@ class Node:
         try:
             return self._streams[purpose]
         except KeyError:
-            seeds = [self.seed, zlib.crc32(self.name.encode()), zlib.crc32(purpose.encode())]
-            generator = self._streams[purpose] = np.random.default_rng(seeds)
+            generator = self._streams[purpose] = stream(self.seed, self.name, purpose)
             return generator
 
     def sample(self, fraction: float, index: int) -> list[str]:
@@ -172,7 +171,7 @@ class Node:
         count = max(1, round(fraction * len(self.devices)))
         if count >= len(self.devices):
             return list(self.devices)
-        generator = np.random.default_rng([self.seed, zlib.crc32(b"sample"), index])
+        generator = stream(self.seed, "sample", index)
         picked = sorted(generator.choice(len(self.devices), size=count, replace=False).tolist())
         chosen = [self.devices[i] for i in picked]
         for name in chosen:
@@ -212,6 +211,8 @@ class Node:
         """
         if to not in self._peers or lane not in LANES:
             raise ProtocolError(f"{self.name}: post(to={to!r}, lane={lane!r}): no such node or lane")
+        if "round" in meta and type(meta["round"]) is not int:
+            raise ProtocolError(f"{self.name}: post({tag!r}, round={meta['round']!r}): a round is a whole number")
         size = HEADER_BYTES if payload is None else HEADER_BYTES + tree_bytes(payload)
         return self._transmit(Message(self.name, to, tag, payload, meta, lane, size, self.incarnation))
 
@@ -282,7 +283,7 @@ class Node:
         mailbox.wait(waiter)
         if timeout_s is not None:
             waiter.simple = False
-            waiter.timer = self._driver.later(timeout_s, lambda: self._give_up(waiter))
+            waiter.timer = self._driver.later(max(0.0, timeout_s), lambda: self._give_up(waiter))
         return future
 
     def _give_up(self, waiter: Waiter) -> None:
@@ -316,7 +317,7 @@ class Node:
         self.mailbox.collect(collector)
         if not future.done() and not collector.settle():
             if deadline_s is not None:
-                collector.timer = self._driver.later(deadline_s, collector.deadline)
+                collector.timer = self._driver.later(max(0.0, deadline_s), collector.deadline)
             self.mailbox.wait(collector)
         return future
 

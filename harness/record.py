@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,12 +66,14 @@ TABLES: dict[str, dict[str, str]] = {
         "end_s": "d",
         "cause": "q",
     },
-    # one message; `connection` = 0 data, 1 control; arrived_s is -1 unless delivered
+    # one message; `lane` = the activity that posted it, `connection` = 0 data, 1 control; arrived_s is -1 unless
+    # delivered
     "transfer": {
         "serial": "q",
         "src": "i",
         "dst": "i",
         "tag": "i",
+        "lane": "i",
         "connection": "i",
         "status": "i",
         "round": "i",
@@ -123,17 +126,19 @@ class Table:
         if self._path is None or not self.rows:
             return
         if self._file is None:
-            self._file = self._path.open("wb")
+            self._file = self._path.open("ab" if self.written else "wb")
         self._file.write(b"".join(self.rows))
         self.written += len(self.rows)
         self.rows.clear()
 
     def close(self) -> None:
         """Spill what is left and close the file."""
-        self.spill()
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        try:
+            self.spill()
+        finally:
+            if self._file is not None:
+                file, self._file = self._file, None
+                file.close()
 
     def array(self) -> np.ndarray:
         """Return all rows, those on disk first, as a structured array."""
@@ -186,8 +191,9 @@ class Recorder:
 
     def close(self) -> None:
         """Write everything that is left."""
-        for table in self.tables:
-            table.close()
+        with ExitStack() as stack:
+            for table in self.tables:
+                stack.callback(table.close)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every table as a structured array."""

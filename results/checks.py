@@ -26,7 +26,7 @@ def violations(arrays: Mapping[str, Rows], idle: pd.DataFrame, outcome: Outcome,
     """
     end_s = outcome.end_s
     slack = _SLACK * max(1.0, end_s)
-    found = []
+    found = _not_numbers(arrays, idle, end_s)
     for table in ("compute", "wait"):
         rows = arrays[table]
         if len(rows) and (
@@ -63,6 +63,18 @@ def violations(arrays: Mapping[str, Rows], idle: pd.DataFrame, outcome: Outcome,
             found.append(f"{row['node']}: ready but not running for {row['overhead']:.6g} s")
         if min(float(row[column]) for column in COLUMNS) < -slack * 10:
             found.append(f"{row['node']}: a share of its time is negative")
+    return found
+
+
+def _not_numbers(arrays: Mapping[str, Rows], idle: pd.DataFrame, end_s: float) -> list[str]:
+    """Every time and size must be a number: a comparison with NaN finds nothing."""
+    found = [] if np.isfinite(end_s) else [f"the run ends at {end_s} s"]
+    for table, rows in arrays.items():
+        for column in rows.dtype.names or ():
+            if table != "metric" and not np.all(np.isfinite(rows[column])):
+                found.append(f"{table}.{column} holds a value that is no number")
+    if not np.all(np.isfinite(idle[list(COLUMNS)].to_numpy(dtype=float))):
+        found.append("a share of some node's time is no number")
     return found
 
 

@@ -4,7 +4,7 @@ A node is idle when its processor runs nothing while its role has not finished; 
 between computations is blamed on the activity (lane) whose computation ends it. What that lane waited for says
 why, and the peers' records say more:
 
-    transfer     its own send, or a message that had been posted already and was on its way
+    transfer     a message on its way: one that the lane had posted itself, or the one it was waiting for
     dependency   a peer had not posted yet (or a sleep, or a time-out)
     straggler    dependency, while the barrier that its own message fed was still waiting for the last arrival
     unselected   dependency, in a round the device was not sampled for
@@ -36,12 +36,12 @@ _MOST_HOPS = 4
 """How far a wait for another activity of the same node is followed."""
 
 
-def attribute(arrays: Mapping[str, Rows], names: Sequence[str], nodes: Sequence[str], end_s: float) -> pd.DataFrame:
+def attribute(arrays: Mapping[str, Rows], names: Sequence[str], roles: Mapping[str, str], end_s: float) -> pd.DataFrame:
     """Return seconds per node: columns node, compute, the five causes, done.
 
     Args:
         arrays: the run's tables as structured arrays (Recorder.arrays).
-        nodes: names of all nodes, in order.
+        roles: role of every node by name, in order.
         end_s: when the run was over.
     """
     posted = _posted(arrays["transfer"])
@@ -49,13 +49,20 @@ def attribute(arrays: Mapping[str, Rows], names: Sequence[str], nodes: Sequence[
     unselected = _unselected(arrays["mark"])
     by_node = {
         table: _group(arrays[table], column)
-        for table, column in (("compute", "node"), ("wait", "node"), ("barrier", "src"), ("mark", "node"))
+        for table, column in (
+            ("compute", "node"),
+            ("wait", "node"),
+            ("barrier", "src"),
+            ("mark", "node"),
+            ("transfer", "src"),
+        )
     }
     rows = []
-    for name in nodes:
+    for name, role in roles.items():
         number = ids.get(name, -1)
         mine = {table: groups.get(number, arrays[table][:0]) for table, groups in by_node.items()}
-        seconds = _node(mine, posted, unselected(number), end_s)
+        away = unselected(number) if role == "device" else []
+        seconds = _node(mine, posted, away, end_s)
         rows.append({"node": name, **seconds})
     return pd.DataFrame(rows, columns=["node", *COLUMNS])
 
@@ -76,7 +83,8 @@ def _posted(transfers: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _unselected(marks: Rows) -> Callable[[int], list[tuple[float, float]]]:
-    """Return a function node id -> intervals of the rounds it was not sampled for."""
+    """Return a function device id -> intervals of the rounds it was not sampled for, by the node that sampled."""
+    marks = marks[np.isin(marks["node"], marks["node"][marks["kind"] == record.SAMPLED])]
     starts = marks[marks["kind"] == record.ROUND_START]
     ends = marks[marks["kind"] == record.ROUND_END]
     sampled = marks[marks["kind"] == record.SAMPLED]
@@ -109,6 +117,7 @@ def _node(
     direct = waits[(waits["kind"] != record.JOIN) & (waits["kind"] != record.CHANNEL)]
     referring = waits[((waits["kind"] == record.JOIN) | (waits["kind"] == record.CHANNEL)) & (waits["cause"] >= 0)]
     dependency, transfer = _split(direct, posted)
+    transfer = np.concatenate([transfer, _own_sends(mine["transfer"], end_s)])
     barriers = mine["barrier"]
     straggler = np.stack([barriers["arrived_s"], barriers["last_s"]], axis=1).reshape(-1, 2)
     absent = np.array(unselected, dtype=np.float64).reshape(-1, 2)
@@ -116,7 +125,7 @@ def _node(
     stuck = []
     left = _gaps(compute, spans)
     for _ in range(_MOST_HOPS):
-        found, left = _sweep(left, dependency, transfer, straggler, absent)
+        found, left = _sweep(left, dependency, transfer, straggler, absent, referring)
         totals += found
         left, no_reference = _refer(left, referring)
         stuck.append(no_reference)
@@ -130,7 +139,7 @@ def _node(
             if everybody:
                 dependency, transfer = dependency.copy(), transfer.copy()
                 dependency["lane"] = transfer["lane"] = 0
-            found, rest = _sweep(rest, dependency, transfer, straggler, absent)
+            found, rest = _sweep(rest, dependency, transfer, straggler, absent, referring[:0])
             totals += found
     totals[_OVERHEAD] += float((rest["end"] - rest["start"]).sum())
     present = float((spans[:, 1] - spans[:, 0]).sum())
@@ -182,16 +191,28 @@ def _split(waits: Rows, posted: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[
     return _intervals(waits["lane"], start, turn), _intervals(waits["lane"], turn, end)
 
 
+def _own_sends(transfers: Rows, end_s: float) -> Intervals:
+    """Return when messages that each lane had posted were on their way."""
+    ends = np.where(transfers["status"] == record.DELIVERED, transfers["arrived_s"], end_s)
+    ends = np.where(transfers["status"] == record.UNDELIVERED, transfers["posted_s"], ends)
+    return _intervals(transfers["lane"], transfers["posted_s"], ends)
+
+
 def _sweep(
     gaps: Intervals,
     dependency: Intervals,
     transfer: Intervals,
     straggler: np.ndarray[Any, np.dtype[np.float64]],
     absent: np.ndarray[Any, np.dtype[np.float64]],
+    referring: Rows,
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], Intervals]:
-    """Return (seconds by cause, the parts of gaps that no wait of their lane covers)."""
+    """Return (seconds by cause, the parts of gaps that no wait of their lane covers).
+
+    Those parts are cut at the edges of `referring` waits, so that each lies inside one of them or in none.
+    """
     lanes = np.unique(gaps["lane"])
-    sets = [gaps, dependency, transfer, _on_lanes(straggler, lanes), _on_lanes(absent, lanes)]
+    cuts = _intervals(referring["lane"], referring["start_s"], referring["end_s"])
+    sets = [gaps, dependency, transfer, _on_lanes(straggler, lanes), _on_lanes(absent, lanes), cuts]
     lane = np.concatenate([part["lane"] for part in sets for _ in (0, 1)])
     time = np.concatenate([part[edge] for part in sets for edge in ("start", "end")])
     order = np.lexsort((time, lane))
@@ -205,7 +226,7 @@ def _sweep(
         change[first + len(part) : first + 2 * len(part)] = -1
         covered.append(np.cumsum(change[order])[:-1] > 0)
         first += 2 * len(part)
-    gap, waiting, moving, late, away = covered
+    gap, waiting, moving, late, away, _ = covered
     gap &= length > 0
     waiting = gap & waiting & ~moving
     seconds = np.zeros(5)

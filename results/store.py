@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -88,6 +89,19 @@ class Store:
         folder = self.folder(experiment, run_id)
         return load(folder) if state(folder) == "complete" else None
 
+    def relabel(self, run: Run, swept: Mapping[str, Any], target: float | None) -> Run:
+        """Return a kept run with the swept values and the target of the experiment that asks for it now.
+
+        Raises:
+            StoreError: the disk is read-only or full.
+        """
+        if run.summary["sweep"] == dict(swept) and run.summary["target_accuracy"] == target:
+            return run
+        changed = summary.retarget({**run.summary, "sweep": dict(swept)}, target)
+        with _disk(run.folder):
+            _write_text(run.folder / "summary.json", json.dumps(changed, indent=2))
+        return Run(run.folder, changed)
+
     def record(self, resolved: Mapping[str, Any], run_id: str, execute: Callable[[Recorder], Outcome]) -> Run:
         """Make one run: execute it, derive its figures, write its folder.
 
@@ -97,6 +111,7 @@ class Store:
             Whatever `execute` raises; the folder is kept with status "failed" and the reason.
         """
         folder = self.folder(str(resolved["experiment"]), run_id)
+        state(folder)  # refuses a newer version's
         with _disk(folder), _locked(folder):
             _clear(folder)
             (folder / "events").mkdir()
@@ -121,10 +136,10 @@ class Store:
 def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome) -> Run:
     """Write everything that is derived from a run's rows."""
     arrays = recorder.arrays()
-    names = [node.name for node in outcome.nodes]
-    seconds = idle.attribute(arrays, recorder.names, names, outcome.end_s)
+    roles = {node.name: node.role for node in outcome.nodes}
+    seconds = idle.attribute(arrays, recorder.names, roles, outcome.end_s)
     tables = events.frames(arrays, recorder.names)
-    record_ = summary.summarise(resolved, run_id, outcome, tables, seconds)
+    record_ = summary.summarise(resolved, run_id, variant(resolved), outcome, tables, seconds)
     details = environment.describe() | {
         "clock": outcome.clock,
         "testbed": outcome.notes,
@@ -149,6 +164,12 @@ def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Re
     if broken:
         raise BrokenRecords(f"{folder}: the records do not add up, do not use them:\n  " + "\n  ".join(broken))
     return Run(folder, record_)
+
+
+def variant(resolved: Mapping[str, Any]) -> str:
+    """Return 8 hexadecimal digits that name a run's settings without its seed and labels."""
+    settings = {k: v for k, v in resolved.items() if k not in ("seed", "experiment", "target_accuracy", "sweep")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -186,6 +207,8 @@ def load(folder: Path) -> Run:
         data = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder}/summary.json: cannot be read ({error}); delete the folder and run again") from None
+    if not isinstance(data, dict) or "run_id" not in data:
+        raise StoreError(f"{folder}/summary.json: holds no summary; delete the folder and run again")
     return Run(folder, data)
 
 
@@ -227,8 +250,7 @@ def _disk(folder: Path) -> Iterator[None]:
             errno.ENOTDIR: "a file is in the way: give another folder with --runs",
             errno.EEXIST: "a file is in the way: give another folder with --runs",
         }.get(error.errno or 0)
-        if remedy is None:
-            raise
+        remedy = remedy or f"{error.strerror or error}: give another folder with --runs"
         raise StoreError(f"{error.filename or folder}: cannot be written; {remedy}") from error
 
 
@@ -249,7 +271,7 @@ def _clear(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.name == "lock":
             continue
-        if entry.is_dir():
+        if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
             entry.unlink()

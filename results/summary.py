@@ -17,11 +17,14 @@ Rows = np.ndarray[Any, Any]
 def summarise(
     resolved: Mapping[str, Any],
     run_id: str,
+    variant: str,
     outcome: Outcome,
     tables: Mapping[str, pd.DataFrame],
     idle: pd.DataFrame,
 ) -> dict[str, Any]:
     """Return the run's figures by name; units end the names, shares are fractions.
+
+    `variant` names the settings without the seed: runs of one variant are repeats of each other.
 
     Device figures are means over devices unless the name says otherwise. Throughput counts the training samples
     that devices computed on, over the makespan. Energy is known where every device's profile knows its power.
@@ -46,7 +49,8 @@ def summarise(
         "sweep": dict(resolved["sweep"]),
         "target_accuracy": resolved["target_accuracy"],
         "makespan_s": end_s,
-        "rounds": int((tables["mark"]["kind"] == "round_end").sum()),
+        "variant": variant,
+        "rounds": _rounds_made(tables["mark"]),
         **_traffic(transfer, roles),
         "device_flops": float(flops.get("device", 0.0)),
         "server_flops": float(flops.get("server", 0.0)),
@@ -79,17 +83,34 @@ def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]
     return figures
 
 
+def _rounds_made(mark: pd.DataFrame) -> int:
+    """How many rounds the server has finished."""
+    ended = mark[(mark["kind"] == "round_end") & (mark["node"].astype(object) == "server")]
+    return int(ended["number"].nunique())
+
+
 def _quality(metric: pd.DataFrame, target: float | None) -> dict[str, Any]:
-    """Final and best accuracy of the global model, and when it first reached the target (None = never)."""
+    """Accuracy of the global model: final, best, as a curve of [at_s, accuracy], and when it reached the target."""
     rows = metric[metric["name"].astype(object) == "global/accuracy"].sort_values("at_s", kind="stable")
-    if rows.empty:
-        return {"accuracy": None, "best_accuracy": None, "time_to_accuracy_s": None}
-    reached = rows[rows["value"] >= target]["at_s"] if target is not None else rows["at_s"][:0]
+    curve = [[float(at_s), float(value)] for at_s, value in zip(rows["at_s"], rows["value"], strict=True)]
+    values = [value for _, value in curve]
     return {
-        "accuracy": float(rows["value"].iloc[-1]),
-        "best_accuracy": float(rows["value"].max()),
-        "time_to_accuracy_s": float(reached.iloc[0]) if len(reached) else None,
+        "accuracy": values[-1] if values else None,
+        "best_accuracy": max(values, default=None),
+        "time_to_accuracy_s": _reached(curve, target),
+        "accuracy_curve": curve,
     }
+
+
+def _reached(curve: Sequence[Sequence[float]], target: float | None) -> float | None:
+    """When a curve first reached the target; None = never."""
+    return next((at_s for at_s, value in curve if target is not None and value >= target), None)
+
+
+def retarget(summary: Mapping[str, Any], target: float | None) -> dict[str, Any]:
+    """Return a summary with another target accuracy."""
+    reached = _reached(summary["accuracy_curve"], target)
+    return {**summary, "target_accuracy": target, "time_to_accuracy_s": reached}
 
 
 def _idle(
@@ -127,8 +148,9 @@ def _energy(outcome: Outcome, seconds: Mapping[str, Mapping[str, float]], device
 
 
 def rounds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Return one row per round: round, start_s, end_s, duration_s, and the payload bytes of its messages."""
+    """Return one row per round of the server: round, start_s, end_s, duration_s, payload bytes of its messages."""
     mark, transfer = tables["mark"], tables["transfer"]
+    mark = mark[mark["node"].astype(object) == "server"]
     start = mark[mark["kind"] == "round_start"].drop_duplicates("number").set_index("number")["at_s"]
     end = mark[mark["kind"] == "round_end"].drop_duplicates("number").set_index("number")["at_s"]
     table = pd.DataFrame({"start_s": start, "end_s": end})

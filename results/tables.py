@@ -21,7 +21,7 @@ def summaries(runs: Sequence[Run]) -> pd.DataFrame:
     """Return one row per run; swept keys become columns "sweep:<key>"."""
     rows = []
     for run in runs:
-        row = dict(run.summary)
+        row = {key: value for key, value in run.summary.items() if key != "accuracy_curve"}
         for key, value in row.pop("sweep", {}).items():
             row[f"sweep:{key}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
         rows.append(row)
@@ -147,7 +147,9 @@ FIGURES: dict[str, tuple[str, str]] = {
 
 
 def comparison(table: pd.DataFrame) -> pd.DataFrame:
-    """Compare methods: one row per label (and swept values), mean over seeds and half width of the 95 % interval.
+    """Compare methods: one row per variant (label, settings, swept values), mean over seeds and 95 % interval.
+
+    Runs of one label that differ in more than their seed are different variants; the label says which.
 
     Args:
         table: as from `summaries`.
@@ -159,9 +161,10 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
     """
     swept = [column for column in table.columns if column.startswith("sweep:")]
     keys = ["label", *swept]
+    table = table.assign(label=_distinct_labels(table, keys))
     rows = []
-    for values, group in table.groupby(keys, sort=False, dropna=False):
-        row: dict[str, Any] = dict(zip(keys, values, strict=True))
+    for values, group in table.groupby([*keys, "experiment", "variant"], sort=False, dropna=False):
+        row: dict[str, Any] = dict(zip(keys, values, strict=False))
         row["seeds"] = len(group)
         row["target_accuracy"] = group["target_accuracy"].iloc[0]
         row["reached"] = int(group["time_to_accuracy_s"].notna().sum())
@@ -169,6 +172,15 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
             row[figure], row[f"{figure} ±"] = _interval(group[figure].to_numpy(dtype=float))
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _distinct_labels(table: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Return labels that tell apart runs of equal label from several experiments or with several settings."""
+    label = table["label"].astype(str)
+    for column in ("experiment", "variant"):
+        kinds = table.assign(label=label).groupby(keys, dropna=False)[column].transform("nunique")
+        label = label.where(kinds == 1, label + " (" + table[column].astype(str) + ")")
+    return label
 
 
 def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
@@ -213,7 +225,7 @@ def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES))
             if figure not in figures or figure in idle_nowhere:
                 continue
             if figure == "time_to_accuracy_s":
-                if target is None or pd.isna(target):
+                if target is None or pd.isna(target) or pd.isna(row["accuracy"]):
                     continue
                 shown[heading.format(target=f"{target:.0%}")] = _time_to_accuracy(row)
             elif not pd.isna(row[figure]):
@@ -227,7 +239,7 @@ def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES))
 def _time_to_accuracy(row: pd.Series) -> str:
     """Return when the target was reached; "> makespan" if never, and how many seeds reached it if not all."""
     if not row["reached"]:
-        return f"> {row['makespan_s']:.3g} s"
+        return f"> {_show(row['makespan_s'], float('nan'), 'seconds')}"
     text = _show(row["time_to_accuracy_s"], row["time_to_accuracy_s ±"], "seconds")
     return text if row["reached"] == row["seeds"] else f"{text} ({row['reached']}/{row['seeds']} seeds)"
 
@@ -235,7 +247,7 @@ def _time_to_accuracy(row: pd.Series) -> str:
 _SCALES = {
     "bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
     "count": ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1.0, "")),
-    "seconds": ((1.0, "s"),),
+    "seconds": ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1.0, "s")),
     "percent": ((0.01, "%"),),
     "number": ((1.0, ""),),
 }
@@ -271,9 +283,10 @@ def written(table: pd.DataFrame, how: str) -> str:
     if how == "csv":
         return table.to_csv(index=False)
     if how == "json":
-        return str(table.to_json(orient="records", indent=2)) + "\n"
+        return str(table.to_json(orient="records", indent=2, double_precision=15)) + "\n"
     if how == "md":
-        return table.to_markdown(index=False) + "\n"
+        escaped = table.map(lambda cell: cell.replace("|", "\\|") if isinstance(cell, str) else cell)
+        return str(escaped.to_markdown(index=False, disable_numparse=True)) + "\n"
     if how == "latex":
         return _latex(table)
     raise StoreError(f"unknown format {how!r}; formats are {', '.join(FORMATS)}")
@@ -282,7 +295,8 @@ def written(table: pd.DataFrame, how: str) -> str:
 def _latex(table: pd.DataFrame) -> str:
     """A booktabs table without dependencies; special characters escaped."""
     escape = str.maketrans(
-        {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "±": r"$\pm$", ">": r"$>$", "{": r"\{", "}": r"\}"}
+        {character: "\\" + character for character in "%_&#${}"}
+        | {"\\": r"\textbackslash{}", "^": r"\^{}", "~": r"\~{}", "±": r"$\pm$", "<": "$<$", ">": "$>$"}
     )
 
     def line(cells: Any) -> str:

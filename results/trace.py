@@ -35,11 +35,13 @@ def export(run: Run, path: Path) -> None:
         span["args"] = {"to": str(row.dst), "round": int(row.round), "payload_bytes": int(row.payload_bytes)}
         out.append(span)
         flow = {"name": str(row.tag), "cat": "message", "id": int(row.serial)}
-        out.append({**flow, "ph": "s", "pid": src, "tid": _SENDS, "ts": row.started_s * _US})
+        sends = _SENDS + int(row.connection)
+        out.append({**flow, "ph": "s", "pid": src, "tid": sends, "ts": row.started_s * _US})
         out.append({**flow, "ph": "f", "bp": "e", "pid": dst, "tid": 0, "ts": row.arrived_s * _US})
     marks = run.table("mark")
     for row in marks[marks["kind"].isin(["round_start", "phase", "lost", "returned"])].itertuples():
-        name = f"round {row.number}" if str(row.kind) == "round_start" else str(row.name)
+        kind = str(row.kind)
+        name = {"round_start": f"round {row.number}", "phase": str(row.name)}.get(kind, f"{kind}: {row.name}")
         out.append({"ph": "i", "s": "p", "name": name, "pid": nodes[str(row.node)], "tid": 0, "ts": row.at_s * _US})
     path.write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ms"}))
 

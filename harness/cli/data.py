@@ -29,14 +29,14 @@ def main(args: argparse.Namespace) -> int:
         common.show(pd.DataFrame(rows), args.format)
         return 0
     if args.name is None:
-        raise ConfigError(f"ammeter data {args.action}: which one? Data sets: {', '.join(datasets.names())}")
+        raise ConfigError(f"data {args.action}: which one? Data sets: {', '.join(datasets.names())}")
     root = common.data_root(args)
     if args.action == "check":
         loaded = datasets.load(args.name, root)
         print(f"{args.name}: {loaded.info.train_samples} training and {loaded.info.test_samples} test samples, whole")
         return 0
     if root is None:
-        raise ConfigError("ammeter data fetch: where to? Give --data DIR or set AMMETER_DATA")
+        raise ConfigError("data fetch: where to? Give --data DIR or set AMMETER_DATA")
     with Progress(TextColumn("{task.description}"), DownloadColumn(), disable=not sys.stderr.isatty()) as bar:
         tasks: dict[str, object] = {}
 

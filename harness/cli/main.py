@@ -55,9 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ammeter: interrupted; complete runs are kept, the same command makes the others", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
+            return 0
+        print(f"ammeter: the output cannot be written: {error.strerror}; send it elsewhere", file=sys.stderr)
+        return 2
     return code
 
 

@@ -77,7 +77,10 @@ def _run_all(name: str, specs: list[experiment.RunSpec], store: Store, root: Pat
             def go(recorder: Recorder, spec: experiment.RunSpec = spec) -> Outcome:
                 return execute(spec, recorder, root)
 
-            run = kept or store.record(spec.resolved(), spec.id, go)
+            if kept is not None:
+                run = store.relabel(kept, spec.swept, spec.target_accuracy)
+            else:
+                run = store.record(spec.resolved(), spec.id, go)
             done.append(run)
             bar.advance(task)
             if not terminal:

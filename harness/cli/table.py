@@ -34,5 +34,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    common.show(_TABLES[args.what](common.find_runs(args)), args.format)
+    table = _TABLES[args.what](common.find_runs(args))
+    if args.what == "runs" and args.format is None:  # a row per run, the headlines only
+        labelled = table.assign(label=table["label"] + ", seed " + table["seed"].astype(str))
+        common.show(tables.presented(tables.comparison(labelled), tables.HEADLINES), None)
+        print("all columns: ammeter table ... --format csv")
+    else:
+        common.show(table, args.format)
     return 0

@@ -9,7 +9,7 @@ architecture, cut, optimiser, mode and dtype. Lambdas, partials and local functi
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ _KEY = "_ammeter_key"
 
 def _tensor(tensor: torch.Tensor) -> Any:
     try:
-        return getattr(tensor, _KEY)
+        shape = getattr(tensor, _KEY)
     except AttributeError:
-        key = (tuple(tensor.shape), tensor.dtype, tensor.requires_grad)
-        if tensor.is_meta:  # shapes of meta tensors are all they have; remember the key
-            setattr(tensor, _KEY, key)
-        return key
+        shape = (tuple(tensor.shape), tensor.dtype)
+        if tensor.is_meta:  # shapes of meta tensors are all they have; remember them
+            setattr(tensor, _KEY, shape)
+    return (*shape, tensor.requires_grad)
 
 
 def _sequence(sequence: Any) -> Any:
@@ -47,7 +47,7 @@ _STRUCTURES: dict[type, Callable[[Any], Any]] = {
     torch.Tensor: _tensor,
     torch.nn.Parameter: _tensor,
     type(None): _itself,
-    bool: _itself,
+    bool: lambda flag: (bool, flag),  # True == 1
     int: _itself,
     str: _itself,
     float: lambda _: float,  # a number with a fraction scales values, not shapes
@@ -80,7 +80,7 @@ _named: dict[Any, bool] = {}
 
 
 def _check_named(fn: Callable[..., Any]) -> None:
-    if isinstance(fn, BuiltinFunctionType):
+    if isinstance(fn, BuiltinFunctionType) and isinstance(fn.__self__, (ModuleType, type, type(None))):
         return
     if isinstance(fn, FunctionType) and not {"<lambda>", "<locals>"} & set(fn.__qualname__.split(".")):
         return

@@ -6,7 +6,6 @@ same order (paired seeds).
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from harness.randomness import stream as named_stream
 from harness.task.source import Source
 
 
@@ -57,7 +57,7 @@ class Shard:
         name: str,
         timing: bool,
     ) -> None:
-        self._stream = zlib.crc32(f"order {stream}".encode())
+        self._stream = f"order {stream}"
         self.samples = len(index)
         self._source = source
         self._index = index
@@ -84,8 +84,7 @@ class Shard:
             return
         order = self._index
         if shuffle:
-            seeds = [self._seed, self._stream, number]
-            order = np.random.default_rng(seeds).permutation(self._index)
+            order = named_stream(self._seed, self._stream, number).permutation(self._index)
         start = 0
         for size in self._sizes:
             yield Batch(self._source, torch.from_numpy(order[start : start + size]), self._name)

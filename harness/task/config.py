@@ -16,7 +16,7 @@ from harness.task.partition import PartitionConfig
 class Section(BaseModel):
     """A frozen part of an experiment; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TaskConfig(Section):

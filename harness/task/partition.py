@@ -36,7 +36,7 @@ class PartitionConfig(BaseModel):
     drawn at random with the classes' shares kept.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["iid", "dirichlet", "shards", "natural"] = "iid"
     alpha: float = Field(default=0.5, gt=0, le=1e6)

@@ -6,7 +6,6 @@ node's view of it. Building is deterministic: every node that builds the same pi
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import nn
 
 from harness.errors import ConfigError
 from harness.node import Node
+from harness.randomness import stream, torch_seed
 from harness.task import data as datasets
 from harness.task import models
 from harness.task.batch import Batch, Shard
@@ -78,12 +78,12 @@ class Workload:
         if clients < devices:
             raise ConfigError(f"task.clients: {clients} clients cannot live on {devices} devices, one each at least")
         labels, owners = self._labels()
-        rng = np.random.default_rng([seed, zlib.crc32(b"partition")])
+        rng = stream(seed, "partition")
         if config.validation_samples >= len(labels):
             raise ConfigError(
                 f"task.validation_samples: {config.validation_samples} of {len(labels)} training samples leave none"
             )
-        validation_rng = np.random.default_rng([seed, zlib.crc32(b"validation")])
+        validation_rng = stream(seed, "validation")
         self.validation = stratified(labels, config.validation_samples, validation_rng)
         rest = np.setdiff1d(np.arange(len(labels)), self.validation)
         parts = partition(labels[rest], None if owners is None else owners[rest], clients, config.partition, rng)
@@ -108,7 +108,7 @@ class Workload:
     def _build(self, device: str) -> nn.Sequential:
         info = self.info
         with torch.random.fork_rng(devices=[]), torch.device(device):
-            torch.manual_seed(self._torch_seed(b"model"))
+            torch.manual_seed(torch_seed(self.seed, "model"))
             return models.build(
                 self.config.model,
                 info.kind,
@@ -117,9 +117,6 @@ class Workload:
                 info.vocabulary,
                 self.config.norm,
             )
-
-    def _torch_seed(self, purpose: bytes) -> int:
-        return int(np.random.SeedSequence([self.seed, zlib.crc32(purpose)]).generate_state(1)[0])
 
     def modules(self, piece: Piece, device: str) -> dict[str, nn.Module]:
         """Build a piece: {"block": ..., "head": its auxiliary network if it has one}.
@@ -134,7 +131,7 @@ class Workload:
         if piece.auxiliary is not None:
             assert piece.stop is not None
             with torch.random.fork_rng(devices=[]), torch.device(device):
-                torch.manual_seed(self._torch_seed(b"auxiliary"))
+                torch.manual_seed(torch_seed(self.seed, "auxiliary"))
                 parts["head"] = auxiliary(
                     self.full_model if device == "meta" else self._build(device),
                     piece.stop,

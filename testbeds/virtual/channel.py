@@ -88,13 +88,14 @@ class Channel:
             flow.size = flow.remaining = message.wire_bytes
             self._start(flow)
             return
-        self.backlog_bytes += message.payload_bytes
-        if self.backlog_bytes > self.cap_bytes:
+        backlog_bytes = self.backlog_bytes + message.payload_bytes
+        if backlog_bytes > self.cap_bytes:
             raise ProtocolError(
-                f"{message.src}: {self.backlog_bytes / 2**20:.1f} MiB wait on the {message.lane} channel to "
+                f"{message.src}: {backlog_bytes / 2**20:.1f} MiB wait on the {message.lane} channel to "
                 f"{message.dst} behind a message in flight, more than its cap of {self.cap_bytes / 2**20:.0f} MiB; "
                 "await the handle that post() returns, or ask handle.done() before posting more"
             )
+        self.backlog_bytes = backlog_bytes
         self.queue.append(message)
 
     def _begin(self, message: Message) -> None:

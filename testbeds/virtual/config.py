@@ -6,12 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.errors import ProfileError
+from harness.errors import ConfigError, ProfileError
+from harness.topology import Topology
 from profiles import library
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Link(_Section):
@@ -98,14 +99,20 @@ class Config(_Section):
 
     @property
     def num_devices(self) -> int:
+        """Devices of all groups."""
         return sum(group.count for group in self.devices)
+
+    @property
+    def roles(self) -> set[str]:
+        """The roles that nodes of this testbed play."""
+        return {"device", "server"} | ({"edge"} if self.edges is not None else set())
 
 
 def check(config: Config, where: str) -> None:
-    """Look every profile up.
+    """Look every profile up, and check what types cannot say.
 
     Raises:
-        ProfileError: by key.
+        ProfileError, ConfigError: by key.
     """
     for position, group in enumerate(config.devices):
         _device(group.profile, f"{where}.devices[{position}].profile")
@@ -113,6 +120,18 @@ def check(config: Config, where: str) -> None:
     _device(config.server.profile, f"{where}.server.profile")
     _network(config.server.network, f"{where}.server.network")
     _network(config.network, f"{where}.network")
+    edges = config.edges.count if config.edges is not None else 0
+    if edges > config.num_devices:
+        raise ConfigError(
+            f"{where}.edges.count: {edges} edges for {config.num_devices} devices leaves some without a device"
+        )
+    devices = Topology.numbered(config.num_devices).devices
+    for position, fault in enumerate(config.faults):
+        if fault.node not in devices:
+            raise ConfigError(
+                f"{where}.faults[{position}].node: {fault.node!r} is no device; devices are "
+                f"{devices[0]} .. {devices[-1]}"
+            )
     if config.edges is not None:
         _device(config.edges.profile, f"{where}.edges.profile")
         _network(config.edges.network, f"{where}.edges.network")

@@ -20,7 +20,6 @@ from torch import nn
 from torch.utils._pytree import tree_iter
 
 from harness import experiment
-from harness.errors import AmmeterError
 from harness.record import Recorder
 from harness.task.models.blocks import HALVE, ConvBlock, Dense
 from harness.task.models.heads import Head
@@ -64,7 +63,7 @@ def check(name: str, settings: dict[str, Any] | None = None, trials: int = 4, se
         what = f"trial {trial + 1}"
         try:
             seen, outcome = _run(spec)
-        except AmmeterError as error:
+        except Exception as error:  # whatever the method does wrong is a finding
             return [*findings, Finding(f"{what}: keeps the rules", False, f"{type(error).__name__}: {error}")]
         hashes.append(seen)
         unread.append(outcome.unread)
@@ -86,6 +85,9 @@ def _same_weights(hashes: list[list[tuple[str, int, str]]], synchronous: bool) -
         return Finding(what, True, f"not required of an asynchronous method (here they {'do not' if same else 'do'})")
     if same:
         return Finding(what, True, f"{len(hashes[0])} evaluated states are equal bit for bit in {len(hashes)} runs")
+    counts = {len(found) for found in hashes}
+    if len(counts) > 1:
+        return Finding(what, False, f"the runs evaluate different numbers of states: {sorted(counts)}")
     first = next(a for found in hashes for a, b in zip(found, hashes[0], strict=False) if a != b)
     return Finding(what, False, f"they differ, first at {first[0]!r} of round {first[1]}")
 
@@ -95,7 +97,7 @@ def _same_time(name: str, settings: dict[str, Any], seed: int) -> Finding:
     try:
         learned = _run(_spec(name, settings, "learn", 0, seed))[1].end_s
         timed = _run(_spec(name, settings, "timing", 0, seed))[1].end_s
-    except AmmeterError as error:
+    except Exception as error:
         return Finding(what, False, f"{type(error).__name__}: {error}")
     close = abs(learned - timed) <= 1e-9 * max(learned, timed)
     return Finding(what, close, f"{learned:.9g} s learned, {timed:.9g} s timed")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from harness import record
 from harness.errors import DeadlockError, PeerLost
 from harness.message import Message
 from harness.node import Node, finish_role
+from harness.randomness import stream
 from harness.record import Recorder
 from harness.testbed import Outcome
 from harness.topology import Topology
@@ -159,9 +159,7 @@ class VirtualDriver:
         jitter_s = float(np.hypot(a.jitter_s, b.jitter_s))
         delay = None
         if jitter_s:
-            noise = np.random.default_rng(
-                [self.options.seed, *(zlib.crc32(text.encode()) for text in (src.name, dst_name, lane))]
-            )
+            noise = stream(self.options.seed, src.name, dst_name, lane)
 
             def delay() -> float:
                 return abs(float(noise.normal(0.0, jitter_s)))
@@ -191,6 +189,8 @@ class VirtualDriver:
         append(pack(activity.owner.id, activity.lane, kind, tag, activity.since, self.kernel.now, future.cause))
 
     def _abandoned(self, activity: Activity, future: Future) -> None:
+        if future.kind in (record.RECV, record.GATHER, record.CHANNEL):
+            future.finished = True  # nothing is delivered to a wait that nobody awaits any more
         if future.kind == record.COMPUTE:
             activity.owner.processor.drop(future)
         elif self.kernel.now > activity.since:
@@ -226,7 +226,7 @@ class VirtualDriver:
             self.recorder,
             self.prices,
             machine.profile,
-            [self.options.seed, zlib.crc32(name.encode())],
+            self.options.seed,
             self.options.compute_jitter,
         )
         node = Node(name, self, self.topology, node_seed, machine.profile)
@@ -280,6 +280,7 @@ class VirtualDriver:
         node.keep = old.keep
         node.incarnation = old.incarnation + 1
         host.adopt(node)
+        host.returned_s = self.kernel.now
         self._mark(host, 0, record.RETURNED, name, node.incarnation)
         self._begin(host)
 
@@ -302,6 +303,7 @@ class VirtualDriver:
     def _over(self, host: Host) -> None:
         """The role has ended, its posts are delivered or refused."""
         host.done = True
+        host.processor.halt()  # what a cancelled daemon was computing ends with its role
         self._mark(host, 0, record.ROLE_END, host.node.role, 0)
         if host.node.role == self._ends:
             self.kernel.stop()
@@ -321,6 +323,8 @@ class VirtualDriver:
             self._close()
             raise self.failure
         if not self.kernel.stopped:
+            # timers that were cancelled have moved the clock since anybody last ran
+            self.kernel.now = max(a.since for host in self._hosts.values() for a in host.activities)
             error = self._deadlock()
             self._close()
             raise error

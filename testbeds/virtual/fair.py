@@ -324,7 +324,7 @@ class Hub:
             klass = self._classes[cap] = _Class(cap)
             at = bisect_left(self._order, klass)
             self._order.insert(at, klass)
-            klass.level = at > self._split or (at == self._split and cap > self.level)
+            klass.level = cap == inf or at > self._split or (at == self._split and cap > self.level)
             if not klass.level:
                 self._split += 1
             klass.since = self._level_clock if klass.level else self._clock.now

@@ -6,8 +6,11 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+import torch
+from torch.utils._pytree import tree_map_only
+
 from harness import record
-from harness.errors import PeerLost
+from harness.errors import PeerLost, ProtocolError
 from harness.message import LANES, Message, check_frozen, freeze
 from harness.node import Node
 from harness.record import Recorder
@@ -62,6 +65,7 @@ class Host:
         "open",
         "outstanding",
         "processor",
+        "returned_s",
         "role",
         "task",
     )
@@ -91,6 +95,7 @@ class Host:
         self.outstanding = 0
         self.flushing: list[Future] = []
         self.done = False
+        self.returned_s = 0.0
         self.task: Activity | None = None
         self.lost = lost
         self._kernel = kernel
@@ -122,7 +127,9 @@ class Host:
         ledger = self._ledger
         message.serial = ledger.sent
         ledger.sent += 1
-        message.posted_s = self._kernel.now
+        kernel = self._kernel
+        message.posted_s = kernel.now
+        message.posted_by = 0 if kernel.current is None else kernel.current.lane
         size = message.payload_bytes
         wire = self._wire.get(size)
         if wire is None:
@@ -137,16 +144,27 @@ class Host:
         if channel.dst.done or message.dst in self.lost:
             self.refuse(message)
         else:
-            channel.post(message)
+            try:
+                channel.post(message)
+            except ProtocolError:  # a method may catch it: the message is refused, the books stay right
+                self.refuse(message)
+                raise
         return handle
 
     def receive(self, message: Message, src: Host) -> None:
         """The last byte of a message from `src` is here."""
-        if self.done or message.incarnation != src.node.incarnation or self.name in self.lost:
+        if (
+            self.done
+            or self.name in self.lost
+            or message.incarnation != src.node.incarnation
+            or message.posted_s < self.returned_s  # meant for who it was before its crash
+        ):
             src.refuse(message)
             return
         if message.versions is not None:
             check_frozen(message)
+            # its own copy, as over any wire: both ends may write to theirs from now on
+            message.payload = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), message.payload)
         now = message.arrived_s = self._kernel.now
         tag = self._tags.get(message.tag)
         if tag is None:
@@ -157,6 +175,7 @@ class Host:
                 src.id,
                 self.id,
                 tag,
+                message.posted_by,
                 message.lane == "control",
                 0,  # record.DELIVERED
                 message.meta.get("round", 0),
@@ -211,6 +230,7 @@ class Host:
                 self.id,
                 ids(message.dst),
                 ids(message.tag),
+                message.posted_by,
                 LANES.index(message.lane),
                 status,
                 message.meta.get("round", 0),

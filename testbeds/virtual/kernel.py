@@ -110,7 +110,7 @@ class Activity(Future):
         self.daemon = daemon
         self.waiting: Future | None = None
         self.since = 0.0
-        self.randomness: Any = None  # state of its torch generator, once it has one
+        self.randomness: Any = None  # its torch stream, once it has computed something
 
     def cancel(self) -> None:
         """End the coroutine at the await where it stands."""
@@ -118,10 +118,11 @@ class Activity(Future):
             return
         self.finished = True
         if self.waiting is not None:
-            self.waiting.waiter = None
+            if self.waiting.waiter is self:
+                self.waiting.waiter = None
             self.kernel.abandoned(self, self.waiting)
             self.waiting = None
-        if self is not self.kernel.current:
+        if not getattr(self.coroutine, "cr_running", False):
             self.coroutine.close()
         self.finish()
 

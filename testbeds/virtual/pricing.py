@@ -67,14 +67,16 @@ class Prices:
             raise
         except StopIteration as error:
             raise ProtocolError(f"compute({name}): StopIteration came out of it; return a value instead") from error
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, NotImplementedError) as error:
             if self.timing and "meta" in str(error):
                 raise ProtocolError(
                     f"compute({name}) needs the value of a tensor, which timing mode does not have "
                     f"({_place(error)}); return a tensor, or give compute(..., stand_in=...) for a value that steers"
                 ) from error
             raise
-        plain = any(not isinstance(leaf, (torch.Tensor, type(None))) for leaf in tree_iter(value))
+        plain = (self.timing and steers) or any(
+            not isinstance(leaf, (torch.Tensor, type(None))) for leaf in tree_iter(value)
+        )
         entry = self.entries[key] = Entry(
             name,
             work,
@@ -91,7 +93,7 @@ def _work_until_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Work:
     try:
         with tracer:
             fn(*args)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise
     return tracer.work()
@@ -99,6 +101,10 @@ def _work_until_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Work:
 
 def _place(error: BaseException) -> str:
     """Return file and line, outside torch, where an error came from."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+    inside = ("/torch/", "/harness/cost/trace.py")
+    frames = traceback.extract_tb(error.__traceback__)
+    frames = traceback.StackSummary.from_list(
+        [frame for frame in frames if not any(part in frame.filename for part in inside)]
+    )
     last = frames[-1]
     return f"{last.filename.rsplit('/', 1)[-1]}:{last.lineno}: {last.line}"

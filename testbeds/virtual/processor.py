@@ -8,18 +8,17 @@ from heapq import heappush
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from harness.cost.key import key as price_key
 from harness.cost.trace import tag_graphs
 from harness.errors import DeviceOutOfMemory, ProtocolError
+from harness.randomness import TorchStream
+from harness.randomness import stream as named_stream
 from harness.record import COMPUTE, Recorder
 from profiles.device import DeviceProfile
 from profiles.price import seconds
 from testbeds.virtual.kernel import Activity, Future, Kernel
 from testbeds.virtual.pricing import Entry, Prices
-
-_JITTER = 0x4A17
 
 
 class Job(Future):
@@ -60,7 +59,7 @@ class Processor:
         recorder: Recorder,
         prices: Prices,
         profile: DeviceProfile,
-        seed: list[int],
+        seed: int,
         jitter: float,
     ) -> None:
         self.name = name
@@ -81,7 +80,7 @@ class Processor:
         self._pack: Callable[..., bytes] = recorder.compute.pack
         self._jitter = jitter
         self._steady = self._timing and not jitter
-        self._noise = np.random.default_rng([*seed, _JITTER]) if jitter else None
+        self._noise = named_stream(seed, name, "jitter") if jitter else None
         self._seed = seed
 
     def execute(self, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None) -> Job:
@@ -166,7 +165,7 @@ class Processor:
         if entry is not None:
             value = entry.value if self._timing else self._run(activity, fn, args, entry)
         else:
-            with OwnRandomness(activity, self._seed):
+            with self._randomness(activity):
                 entry, value = self._prices.trace(fn, args, stand_in is not None)
         work = entry.work
         known = _Priced(
@@ -180,8 +179,15 @@ class Processor:
         self._known[key] = known
         return known, value
 
+    def _randomness(self, activity: Activity) -> TorchStream:
+        """Return the activity's own torch stream."""
+        stream: TorchStream | None = activity.randomness
+        if stream is None:
+            stream = activity.randomness = TorchStream(self._seed, self.name, activity.lane)
+        return stream
+
     def _run(self, activity: Activity, fn: Callable[..., Any], args: tuple[Any, ...], entry: Entry) -> Any:
-        with OwnRandomness(activity, self._seed):
+        with self._randomness(activity):
             try:
                 value = fn(*args)
             except StopIteration as error:
@@ -254,30 +260,3 @@ class Processor:
     def forget_memory(self) -> None:
         """The node has crashed: what it held is gone."""
         self.resident_bytes = self.mail_bytes = self._kept_bytes = 0
-
-
-class OwnRandomness:
-    """Swap an activity's own torch generator state in, and out again (rule 8).
-
-    The stream belongs to the activity, not to the node: a server that serves several devices' copies in the order
-    of arrival must not draw their dropout masks in that order.
-    """
-
-    __slots__ = ("_activity", "_outer", "_seed")
-
-    def __init__(self, activity: Activity, seed: list[int]) -> None:
-        self._activity = activity
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        self._outer = torch.get_rng_state()
-        state = self._activity.randomness
-        if state is None:
-            seeds = np.random.SeedSequence([*self._seed, self._activity.lane])
-            torch.manual_seed(int(seeds.generate_state(1)[0]))
-        else:
-            torch.set_rng_state(state)
-
-    def __exit__(self, *exception: object) -> None:
-        self._activity.randomness = torch.get_rng_state()
-        torch.set_rng_state(self._outer)

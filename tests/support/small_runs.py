@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pytest
 import yaml
 from bench_nodes import Bench, Role
 
@@ -99,3 +105,52 @@ def rows(table: str, *given: Iterable[Any]) -> np.ndarray:
 def tables(**given: np.ndarray) -> dict[str, np.ndarray]:
     """Return all tables of a run; those not given are empty."""
     return {name: given.get(name, rows(name)) for name in record.TABLES}
+
+
+@contextmanager
+def small_disk(folder: Path, size_kib: int) -> Iterator[None]:
+    """Make `folder` a disk of that size, a read-only one if it is 0: a tmpfs where one may mount, else pretended."""
+    folder.mkdir()
+    options = f"size={size_kib}k" if size_kib else "ro,size=1m"
+    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except OSError:
+        mounted = False
+    if mounted:
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        _pretend(patch, folder, size_kib)
+        yield
+
+
+def _pretend(patch: pytest.MonkeyPatch, folder: Path, size_kib: int) -> None:
+    """Refuse folders on a read-only disk; refuse files once those that are there fill the disk's pages of 4 KiB."""
+    mkdir, fsync, to_parquet = Path.mkdir, os.fsync, pd.DataFrame.to_parquet
+
+    def check(path: Path | None) -> None:
+        pages = sum(-(-file.stat().st_size // 4096) for file in folder.rglob("*") if file.is_file())
+        if 4 * pages > size_kib:
+            where = [] if path is None else [str(path)]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *where)
+
+    def made(path: Path, *args: Any, **options: Any) -> None:
+        if not size_kib and folder in path.parents:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        mkdir(path, *args, **options)
+
+    def synchronised(descriptor: int) -> None:
+        check(None)
+        fsync(descriptor)
+
+    def written(table: pd.DataFrame, path: Path, **options: Any) -> None:
+        to_parquet(table, path, **options)
+        check(path)
+
+    patch.setattr(Path, "mkdir", made)
+    patch.setattr(os, "fsync", synchronised)
+    patch.setattr(pd.DataFrame, "to_parquet", written)

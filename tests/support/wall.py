@@ -21,7 +21,6 @@ import multiprocessing
 import struct
 import time
 import traceback
-import zlib
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import msgpack
-import numpy as np
 import torch
 
 from harness import experiment, record
@@ -40,6 +38,7 @@ from harness.errors import ProtocolError
 from harness.experiment import RunSpec
 from harness.message import HEADER_BYTES, Message, check_frozen, freeze, tensors, tree_bytes
 from harness.node import Node, run_role
+from harness.randomness import TorchStream
 from harness.run import role, workload
 from harness.topology import Topology
 
@@ -205,7 +204,7 @@ class WallActivity(WallFuture):
         super().__init__(record.JOIN)
         self.lane = lane
         self.task = task
-        self.randomness: torch.Tensor | None = None  # state of its torch generator, once it has one
+        self.randomness: TorchStream | None = None  # once it has computed something
         self._failed = failed
         task.add_done_callback(self._over)
 
@@ -243,7 +242,8 @@ class WallDriver:
         self._backlog: dict[tuple[str, str], int] = {}
         self._outstanding = 0
         self._flushing: list[WallFuture] = []
-        self._seeds = [seed, zlib.crc32(name.encode())]
+        self._seed = seed
+        self._name = name
 
     # ---- clock, futures, activities
 
@@ -310,15 +310,12 @@ class WallDriver:
 
     def _run(self, activity: WallActivity, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         if activity.randomness is None:  # the same stream as on the virtual clock
-            torch.manual_seed(int(np.random.SeedSequence([*self._seeds, activity.lane]).generate_state(1)[0]))
-        else:
-            torch.set_rng_state(activity.randomness)
-        try:
-            return fn(*args)
-        except StopIteration as error:
-            raise ProtocolError("StopIteration came out of compute; return a value instead") from error
-        finally:
-            activity.randomness = torch.get_rng_state()
+            activity.randomness = TorchStream(self._seed, self._name, activity.lane)
+        with activity.randomness:
+            try:
+                return fn(*args)
+            except StopIteration as error:
+                raise ProtocolError("StopIteration came out of compute; return a value instead") from error
 
     # ---- network
 

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from small_runs import tiny, write_tiny
+from small_runs import small_disk, tiny, write_tiny
 
 from harness.cli import main as command
 from results import store
@@ -421,43 +419,21 @@ def test_an_export_that_cannot_be_written_is_named(refused: Refused, made: Path)
     assert refused("export", made, "-o", "/dev/full").startswith("/dev/full: cannot be written")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a real tmpfs with these options (root only)."""
-    mounted: list[Path] = []
-
-    def mount(options: str) -> Path:
-        if os.geteuid() != 0 or shutil.which("mount") is None:
-            pytest.skip("needs root to mount a disk")
-        disk = tmp_path / f"disk{len(mounted)}"
-        disk.mkdir()
-        words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"cannot mount: {done.stderr.strip()}")
-        mounted.append(disk)
-        return disk
-
-    yield mount
-    for disk in mounted:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 @pytest.mark.parametrize("size_kib", [4, 16, 32, 48, 64])
-def test_a_full_disk_is_named_wherever_it_fills_up(
-    refused: Refused, tmp_path: Path, small_disk: Callable[[str], Path], size_kib: int
-) -> None:
+def test_a_full_disk_is_named_wherever_it_fills_up(refused: Refused, tmp_path: Path, size_kib: int) -> None:
     """A run takes about 100 KiB: it is stopped at the status, the environment, the tables, ..."""
-    disk = small_disk(f"size={size_kib}k")
-    message = refused("run", write_tiny(tmp_path), "--no-figures", "--runs", disk / "runs")
+    disk = tmp_path / "disk"
+    with small_disk(disk, size_kib):
+        message = refused("run", write_tiny(tmp_path), "--no-figures", "--runs", disk / "runs")
+        assert _complete(disk) == []
     assert str(disk) in message
     assert "the disk is full: free some space" in message
-    assert _complete(disk) == []
 
 
-def test_a_read_only_disk_is_named(refused: Refused, tmp_path: Path, small_disk: Callable[[str], Path]) -> None:
-    disk = small_disk("ro,size=1m")
-    message = refused("run", write_tiny(tmp_path), "--no-figures", "--runs", disk / "runs")
+def test_a_read_only_disk_is_named(refused: Refused, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with small_disk(disk, 0):
+        message = refused("run", write_tiny(tmp_path), "--no-figures", "--runs", disk / "runs")
     assert str(disk) in message
     assert "read-only: give another folder with --runs" in message
 
