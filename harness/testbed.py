@@ -1,7 +1,8 @@
 """A testbed is a package under `testbeds` with `Config`, `check` and `run`: found by name, like a method.
 
-`Config` knows `num_devices` and the `roles` of its nodes. `check(config, where)` raises ConfigError or ProfileError for what types cannot say.
-`run(spec, recorder, data_root, progress)` runs one RunSpec, writes its rows to the recorder, returns an `Outcome`.
+`Config` knows `num_devices` and the `roles` of its nodes. `check(config, where)` raises ConfigError or ProfileError for
+what types cannot say. `run(spec, recorder, data_root, progress)` runs one RunSpec, writes its rows to the recorder and
+returns an `Outcome`.
 """
 
 from __future__ import annotations

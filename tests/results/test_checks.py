@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bench_nodes import Bench, burn, letter
+from small_runs import roles_of
 
 from harness import record
 from harness.node import Node
@@ -48,8 +49,7 @@ def good() -> Records:
     roles = {"device-0": _device, "device-1": _device, "server": _server}
     bench = Bench(roles, {"device-0": {"latency_s": 1.0}}).run()
     arrays = {name: array.copy() for name, array in bench.recorder.arrays().items()}
-    names = list(bench.nodes)
-    seconds = idle.attribute(arrays, bench.recorder.names, names, bench.outcome.end_s)
+    seconds = idle.attribute(arrays, bench.recorder.names, roles_of(bench), bench.outcome.end_s)
     return Records(arrays, seconds, bench.outcome)
 
 
@@ -180,9 +180,8 @@ def test_an_endless_run_is_found(good: Records) -> None:
     """A clock that ran to infinity makes every sum infinite or no number: such a run must not pass."""
     good.arrays["compute"]["end_s"][-1] = np.inf
     good.outcome.end_s = np.inf
-    good.idle = idle.attribute(
-        good.arrays, ["device-0", "device-1", "server"], ["device-0", "device-1", "server"], np.inf
-    )
+    roles = {"device-0": "device", "device-1": "device", "server": "server"}
+    good.idle = idle.attribute(good.arrays, list(roles), roles, np.inf)
     assert good.violations()
 
 

@@ -67,13 +67,13 @@ def test_every_table_is_written(bench: Bench, tmp_path: Path) -> None:
 def test_numbers_keep_their_types_and_every_bit(tmp_path: Path) -> None:
     """Serials above 2 ** 53 are no doubles; a double is not rounded; a negative arrival stays -1."""
     big, third = 2**53 + 1, 1 / 3
-    given_rows = rows("transfer", (big, 0, 1, 2, 1, 2, 3, big, big + 2, third, third + 1, -1.0))
+    given_rows = rows("transfer", (big, 0, 1, 2, 5, 1, 2, 3, big, big + 2, third, third + 1, -1.0))
     frame = events.frame("transfer", given_rows, ["a", "b", "t"])
     events.write(tmp_path, {"transfer": frame})
     (row,) = events.read(tmp_path, "transfer").to_dict("records")
     assert (row["serial"], row["payload_bytes"], row["wire_bytes"]) == (big, big, big + 2)
     assert (row["posted_s"], row["started_s"], row["arrived_s"]) == (third, third + 1, -1.0)
-    assert (row["src"], row["dst"], row["tag"], row["status"]) == ("a", "b", "t", "in flight")
+    assert (row["src"], row["dst"], row["tag"], row["lane"], row["status"]) == ("a", "b", "t", 5, "in flight")
 
 
 @pytest.mark.parametrize("table", list(record.TABLES))

@@ -546,7 +546,7 @@ def test_a_gap_that_no_wait_explains_is_overhead() -> None:
         wait=rows("wait", (0, 0, record.SLEEP, 3, 0.0, 2.0, -1)),
         mark=rows("mark", *_marks(8.0)),
     )
-    (row,) = idle.attribute(arrays, ["n", "role", "f", "t"], ["n"], 9.0).to_dict("records")
+    (row,) = idle.attribute(arrays, ["n", "role", "f", "t"], {"n": "device"}, 9.0).to_dict("records")
     assert row == {
         "node": "n",
         "compute": 1.0,
@@ -568,7 +568,7 @@ def test_sending_counts_before_waiting_and_absence_before_lateness() -> None:
     server = 1
     arrays = tables(
         wait=rows("wait", (0, 0, record.RECV, 3, 0.0, 10.0, 5)),
-        transfer=rows("transfer", (5, server, 0, 3, 0, record.DELIVERED, 1, 64, 64, 6.0, 6.0, 10.0)),
+        transfer=rows("transfer", (5, server, 0, 3, 0, 0, record.DELIVERED, 1, 64, 64, 6.0, 6.0, 10.0)),
         barrier=rows("barrier", (0, server, 0, 1, 4, 2.0, 5.0)),
         mark=rows(
             "mark",
@@ -592,7 +592,7 @@ def test_sending_counts_before_waiting_and_absence_before_lateness() -> None:
 
 
 def test_a_node_without_rows_was_done_all_the_time() -> None:
-    (row,) = idle.attribute(tables(), [], ["ghost"], 4.0).to_dict("records")
+    (row,) = idle.attribute(tables(), [], {"ghost": "device"}, 4.0).to_dict("records")
     assert row["done"] == 4.0
     assert sum(row[column] for column in idle.COLUMNS) == 4.0
 
@@ -644,7 +644,7 @@ def test_on_the_virtual_clock_every_second_of_every_node_has_one_cause(position:
     recorder = Recorder()
     outcome = execute(spec, recorder)
     arrays = recorder.arrays()
-    table = idle.attribute(arrays, recorder.names, [node.name for node in outcome.nodes], outcome.end_s)
+    table = idle.attribute(arrays, recorder.names, {node.name: node.role for node in outcome.nodes}, outcome.end_s)
     assert len(table) == 9
     total = table[list(idle.COLUMNS)].sum(axis=1)
     assert (total - outcome.end_s).abs().max() <= 1e-9 * outcome.end_s

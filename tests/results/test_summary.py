@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from bench_nodes import Bench, burn, letter
-from small_runs import resolved, rows, tables
+from small_runs import resolved, roles_of, rows, tables
 
 from harness import record
 from harness.node import Node
@@ -36,13 +36,13 @@ ARRAYS = tables(
         (D1, 0, F, 32, 0.0, 5.0, 200.0),
         (SERVER, 0, F, 999, 6.0, 8.0, 7.0),
     ),
-    # serial, src, dst, tag, connection, status, round, payload, wire, posted, started, arrived
+    # serial, src, dst, tag, lane, connection, status, round, payload, wire, posted, started, arrived
     transfer=rows(
         "transfer",
-        (0, SERVER, D0, DOWN, 0, DONE, 1, 100, 110, 0.0, 0.0, 1.0),
-        (1, SERVER, D1, DOWN, 0, DONE, 1, 100, 120, 0.0, 0.0, 1.0),
-        (2, D0, SERVER, UP, 0, DONE, 1, 1000, 1003, 4.0, 4.0, 5.0),
-        (3, D1, SERVER, UP, 0, DONE, 2, 2000, 2005, 5.0, 5.0, 6.0),
+        (0, SERVER, D0, DOWN, 0, 0, DONE, 1, 100, 110, 0.0, 0.0, 1.0),
+        (1, SERVER, D1, DOWN, 0, 0, DONE, 1, 100, 120, 0.0, 0.0, 1.0),
+        (2, D0, SERVER, UP, 0, 0, DONE, 1, 1000, 1003, 4.0, 4.0, 5.0),
+        (3, D1, SERVER, UP, 0, 0, DONE, 2, 2000, 2005, 5.0, 5.0, 6.0),
     ),
     mark=rows(
         "mark",
@@ -77,7 +77,7 @@ IDLE = pd.DataFrame(
 
 def _summary(arrays=ARRAYS, outcome: Outcome | None = None, seconds: pd.DataFrame = IDLE, **changes) -> dict:
     outcome = outcome or Outcome(end_s=10.0, sent=4, consumed=4, nodes=_nodes())
-    return summary.summarise(resolved(**changes), "abc", outcome, events.frames(arrays, NAMES), seconds)
+    return summary.summarise(resolved(**changes), "abc", "v1", outcome, events.frames(arrays, NAMES), seconds)
 
 
 def test_what_a_run_is_called_comes_from_what_was_resolved() -> None:
@@ -163,7 +163,7 @@ def test_accuracy_is_the_last_and_best_accuracy_the_best_of_the_global_model() -
     )
     frames = events.frames({**ARRAYS, "metric": metric}, names)
     outcome = Outcome(end_s=10.0, sent=4, consumed=4, nodes=_nodes())
-    found = summary.summarise(resolved(target_accuracy=0.65), "x", outcome, frames, IDLE)
+    found = summary.summarise(resolved(target_accuracy=0.65), "x", "v1", outcome, frames, IDLE)
     assert (found["accuracy"], found["best_accuracy"], found["time_to_accuracy_s"]) == (0.6, 0.7, 6.0)
 
 
@@ -176,9 +176,9 @@ def test_what_an_edge_relays_is_local_or_to_the_server() -> None:
     """Device to edge: 500 bytes on the LAN. Edge to server: 70 up. Server to edge: 30 down."""
     transfer = rows(
         "transfer",
-        (0, D0, EDGE, UP, 0, DONE, 1, 500, 501, 0.0, 0.0, 1.0),
-        (1, EDGE, SERVER, UP, 0, DONE, 1, 70, 72, 1.0, 1.0, 2.0),
-        (2, SERVER, EDGE, DOWN, 0, DONE, 1, 30, 33, 2.0, 2.0, 3.0),
+        (0, D0, EDGE, UP, 0, 0, DONE, 1, 500, 501, 0.0, 0.0, 1.0),
+        (1, EDGE, SERVER, UP, 0, 0, DONE, 1, 70, 72, 1.0, 1.0, 2.0),
+        (2, SERVER, EDGE, DOWN, 0, 0, DONE, 1, 30, 33, 2.0, 2.0, 3.0),
     )
     seconds = pd.concat([IDLE, IDLE.tail(1).assign(node="edge-0")], ignore_index=True)
     outcome = Outcome(end_s=10.0, sent=3, consumed=3, nodes=_nodes(edge=True))
@@ -267,12 +267,11 @@ def test_a_real_runs_summary_agrees_with_its_coroutines() -> None:
             node.broadcast("go", round=index)
 
     bench = Bench({"device-0": device, "device-1": device, "server": server}).run()
-    names = list(bench.nodes)
     arrays = bench.recorder.arrays()
-    seconds = idle.attribute(arrays, bench.recorder.names, names, bench.outcome.end_s)
+    seconds = idle.attribute(arrays, bench.recorder.names, roles_of(bench), bench.outcome.end_s)
     bench.outcome.nodes = _nodes()
     frames = events.frames(arrays, bench.recorder.names)
-    found = summary.summarise(resolved(), "x", bench.outcome, frames, seconds)
+    found = summary.summarise(resolved(), "x", "v1", bench.outcome, frames, seconds)
     assert (found["makespan_s"], found["rounds"], found["messages"]) == (20.0, 10, 40)
     assert (found["payload_up_bytes"], found["payload_down_bytes"]) == (2000, 20 * 64)
     assert (found["server_idle_fraction"], found["device_idle_fraction"]) == (0.0, 1.0)

@@ -82,17 +82,22 @@ def benched(roles: Mapping[str, Role], **options: Any) -> Callable[[Recorder], O
 
     def go(recorder: Recorder) -> Outcome:
         bench = Bench(roles, recorder=recorder, **options).run()
-        bench.outcome.nodes = [NodeInfo(name, bench.driver.topology.role(name), "bench", 2**40) for name in bench.nodes]
+        bench.outcome.nodes = [NodeInfo(name, role, "bench", 2**40) for name, role in roles_of(bench).items()]
         return bench.outcome
 
     return go
 
 
+def roles_of(bench: Bench) -> dict[str, str]:
+    """Return the role of every node of a bench by name, in order."""
+    return {name: bench.driver.topology.role(name) for name in bench.nodes}
+
+
 def seconds(bench: Bench) -> dict[str, dict[str, float]]:
     """Return the seconds of every node of a finished bench by cause, without the zeros."""
-    names = list(bench.nodes)
-    table = idle.attribute(bench.recorder.arrays(), bench.recorder.names, names, bench.outcome.end_s)
-    assert list(table["node"]) == names
+    roles = roles_of(bench)
+    table = idle.attribute(bench.recorder.arrays(), bench.recorder.names, roles, bench.outcome.end_s)
+    assert list(table["node"]) == list(roles)
     rows = table.set_index("node").to_dict("index")
     return {str(name): {k: v for k, v in row.items() if v != 0} for name, row in rows.items()}
 
