@@ -136,9 +136,20 @@ class Table:
         try:
             self.spill()
         finally:
-            if self._file is not None:
-                file, self._file = self._file, None
-                file.close()
+            self._shut()
+
+    def discard(self) -> None:
+        """Forget all rows and delete the file."""
+        self._shut()
+        self.rows.clear()
+        self.written = 0
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _shut(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
 
     def array(self) -> np.ndarray:
         """Return all rows, those on disk first, as a structured array."""
@@ -194,6 +205,11 @@ class Recorder:
         with ExitStack() as stack:
             for table in self.tables:
                 stack.callback(table.close)
+
+    def discard(self) -> None:
+        """Forget all rows, also those on disk: they are kept in another form."""
+        for table in self.tables:
+            table.discard()
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every table as a structured array."""

@@ -22,14 +22,15 @@ def validated(model: type[Model], data: Any, where: str) -> Model:
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, found {data!r}")
+    odd = [key for key in data if not isinstance(key, str)]
+    if odd:
+        raise ConfigError(f"{where}: key {odd[0]!r} is a {type(odd[0]).__name__}; keys are words")
     try:
         return model(**data)
     except ValidationError as error:
         problems = error.errors()
         told = [problem for problem in problems if not _beside_the_point(problem, problems)]
         raise ConfigError("\n".join(_complaint(model, problem, where) for problem in told)) from None
-    except TypeError as error:  # a key that is no string
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def _complaint(model: type[BaseModel], problem: Any, where: str) -> str:

@@ -73,9 +73,8 @@ def _not_numbers(arrays: Mapping[str, Rows], idle: pd.DataFrame, end_s: float) -
         for column in rows.dtype.names or ():
             if table != "metric" and not np.all(np.isfinite(rows[column])):
                 found.append(f"{table}.{column} holds a value that is no number")
-    if not np.all(np.isfinite(idle[list(COLUMNS)].to_numpy(dtype=float))):
-        found.append("a share of some node's time is no number")
-    return found
+    whole = np.isfinite(idle[list(COLUMNS)].to_numpy(dtype=float)).all(axis=1)
+    return found + [f"{node}: a share of its time is no number" for node in idle["node"][~whole]]
 
 
 def _overlaps(compute: Rows, slack: float) -> list[str]:

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from harness.errors import BrokenRecords, StoreError
+from harness.errors import BrokenRecords, StoreError, TestbedError
 from harness.record import Recorder
 from harness.testbed import Outcome
 from results import checks, environment, events, idle, summary
@@ -108,6 +108,7 @@ class Store:
         Raises:
             StoreError: the disk is read-only or full, or another process is making the same run.
             BrokenRecords: the records do not add up; the folder is kept with status "failed".
+            TestbedError: a file that the run itself needs cannot be used.
             Whatever `execute` raises; the folder is kept with status "failed" and the reason.
         """
         folder = self.folder(str(resolved["experiment"]), run_id)
@@ -128,6 +129,8 @@ class Store:
                         "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
                     )
                     _write_status(folder, "failed", reason=reason)
+                if isinstance(error, OSError) and not str(error.filename or folder).startswith(str(folder)):
+                    raise TestbedError(f"the run needs {error.filename}: {error.strerror}") from error
                 raise
             _write_status(folder, "complete")
         return run
@@ -157,9 +160,7 @@ def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Re
     seconds["role"] = [node.role for node in outcome.nodes]
     seconds.to_parquet(folder / "idle.parquet", index=False)
     _write_text(folder / "summary.json", json.dumps(record_, indent=2))
-    recorder.close()
-    for rows in (folder / "events").glob("*.rows"):
-        rows.unlink()
+    recorder.discard()
     broken = checks.violations(arrays, seconds, outcome, _OVERHEAD[outcome.clock])
     if broken:
         raise BrokenRecords(f"{folder}: the records do not add up, do not use them:\n  " + "\n  ".join(broken))

@@ -14,14 +14,16 @@ _US = 1e6
 def export(run: Run, path: Path) -> None:
     """Write computations, waits, transfers (as flows between nodes) and marks of a run.
 
-    One process per node: one thread per lane, one for what it sends. Times are microseconds, as the format wants.
+    One process per node: one thread per lane, one for what it sends on each connection. Times are microseconds, as the format wants.
     Source of the format: "Trace Event Format" (Google, public document).
     """
     nodes = {name: number for number, name in enumerate(run.table("idle")["node"].astype(str), start=1)}
     out: list[dict[str, Any]] = []
     for name, pid in nodes.items():
         out.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": name}})
-        out.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": _SENDS, "args": {"name": "sends"}})
+        for connection, what in enumerate(("sends", "sends (control)")):
+            tid = _SENDS + connection
+            out.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": what}})
     row: Any
     for row in run.table("compute").itertuples():
         out.append(_span(nodes[str(row.node)], int(row.lane), str(row.what), "compute", row.start_s, row.end_s))
@@ -31,11 +33,11 @@ def export(run: Run, path: Path) -> None:
     transfers = run.table("transfer")
     for row in transfers[transfers["status"].astype(str) == "delivered"].itertuples():
         src, dst = nodes[str(row.src)], nodes[str(row.dst)]
-        span = _span(src, _SENDS + int(row.connection), str(row.tag), "transfer", row.started_s, row.arrived_s)
+        sends = _SENDS + int(row.connection)
+        span = _span(src, sends, str(row.tag), "transfer", row.started_s, row.arrived_s)
         span["args"] = {"to": str(row.dst), "round": int(row.round), "payload_bytes": int(row.payload_bytes)}
         out.append(span)
         flow = {"name": str(row.tag), "cat": "message", "id": int(row.serial)}
-        sends = _SENDS + int(row.connection)
         out.append({**flow, "ph": "s", "pid": src, "tid": sends, "ts": row.started_s * _US})
         out.append({**flow, "ph": "f", "bp": "e", "pid": dst, "tid": 0, "ts": row.arrived_s * _US})
     marks = run.table("mark")
@@ -47,7 +49,7 @@ def export(run: Run, path: Path) -> None:
 
 
 _SENDS = 1_000_000
-"""Thread number of a node's sends: above every lane."""
+"""Thread number of a node's sends on its data connection, then on its control connection: above every lane."""
 
 
 def _span(pid: int, tid: int, name: str, category: str, start_s: float, end_s: float) -> dict[str, Any]:

@@ -60,9 +60,9 @@ def _gpu() -> tuple[str, str]:
 
 def _writable(folder: Path) -> tuple[str, str]:
     there = folder
-    while not there.exists():
-        there = there.parent
     try:
+        while not there.exists():
+            there = there.parent
         probe = there / ".ammeter-probe"
         probe.touch()
         probe.unlink()

@@ -56,6 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ammeter: interrupted; complete runs are kept, the same command makes the others", file=sys.stderr)
         return 130
     except OSError as error:
+        if error.filename is not None:
+            print(f"ammeter: {error.filename}: {error.strerror or error}", file=sys.stderr)
+            return 2
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):  # the reader of our output has seen enough
             return 0

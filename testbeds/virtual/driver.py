@@ -26,6 +26,12 @@ from testbeds.virtual.processor import Processor
 from testbeds.virtual.settings import Machine, Options
 
 
+PATIENCE_RESTS = 10
+"""After how many rests of the kernel (100,000 events each) without any role moving it is a deadlock."""
+
+_FOR_OTHERS = (record.RECV, record.GATHER, record.JOIN, record.CHANNEL)
+
+
 class VirtualDriver:
     """Runs the roles of all nodes on one virtual clock.
 
@@ -53,6 +59,8 @@ class VirtualDriver:
         self._ledger = Ledger()
         self._consumed = 0  # by nodes that have crashed since
         self._barriers = 0
+        self._rests_stuck = 0  # rests of the kernel since any node moved
+        self._latest_wait = -1.0
         self._tags: dict[str, int] = {}
         self._wait_row = (recorder.wait.append, recorder.wait.pack)
         self.kernel.waited = self._waited
@@ -214,6 +222,24 @@ class VirtualDriver:
         self.recorder.spill()
         if self.progress is not None:
             self.progress(self.kernel.now)
+        self._check_progress()
+
+    def _check_progress(self) -> None:
+        """A daemon that polls keeps the clock going for ever; nodes that wait for each other are stuck all the same."""
+        waiting = [
+            activity
+            for host in self._hosts.values()
+            if not host.done and host.name not in self._lost
+            for activity in host.activities
+            if not activity.daemon and not activity.finished
+        ]
+        stuck = all(activity.waiting is not None and activity.waiting.kind in _FOR_OTHERS for activity in waiting)
+        since = max((activity.since for activity in waiting), default=0.0)
+        self._rests_stuck = self._rests_stuck + 1 if stuck and since == self._latest_wait else 0
+        self._latest_wait = since
+        if self._rests_stuck >= PATIENCE_RESTS:
+            self.failure = self._deadlock()
+            self.kernel.stop()
 
     # ---- the run --------------------------------------------------------------------------------------------
 

@@ -349,6 +349,21 @@ def test_a_deadlock_is_not_put_off_by_a_timeout_that_was_cancelled():
         run({"device-0": device, "server": server})
 
 
+def test_a_daemon_that_polls_does_not_hide_a_deadlock():
+    """1,000,000 wake-ups of the poller without any role moving are 10 rests of the kernel."""
+
+    async def server(node: Node) -> None:
+        async def poll() -> None:
+            while True:
+                await node.sleep(1)
+
+        node.spawn(poll())
+        await node.recv("never")
+
+    with pytest.raises(DeadlockError, match="server waits for 'never'"):
+        run({"server": server})
+
+
 # ---- 3: channels ------------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,19 @@ def test_rows_appended_after_closing_are_not_lost(tmp_path: Path):
     assert {len(rows) for rows in recorder.arrays().values()} == {4}
 
 
+@pytest.mark.parametrize("spill_rows", [4, 1000])
+def test_discarded_rows_are_in_no_file(tmp_path: Path, spill_rows: int, monkeypatch: pytest.MonkeyPatch):
+    """What was on disk is deleted, what was in memory is never written, whoever closes afterwards."""
+    monkeypatch.setattr(Recorder, "SPILL_ROWS", spill_rows)
+    recorder = Recorder(tmp_path)
+    fill(recorder, 15)
+    assert bool(list(tmp_path.iterdir())) == (spill_rows == 4)
+    recorder.discard()
+    recorder.close()
+    assert list(tmp_path.iterdir()) == []
+    assert {len(rows) for rows in recorder.arrays().values()} == {0}
+
+
 def test_names_are_small_integers_and_back():
     recorder = Recorder()
     ids = [recorder.id(name) for name in ("server", "device-0", "server", "update")]

@@ -136,10 +136,13 @@ NAN = float("nan")
         (_add("done", -1e-6, row=2), "server: compute, idle and done add up to"),
         (_move("dependency", "overhead", 0.01), "device-0: ready but not running for 0.01 s"),
         (_move("straggler", "compute", 50.0), "device-0: a share of its time is negative"),
-        (_set("compute", "end_s", NAN), "compute"),
-        (_set("wait", "start_s", NAN), "wait"),
-        (_set("transfer", "arrived_s", NAN), "message"),
-        (_add("dependency", NAN), "device-0"),
+        (_set("compute", "end_s", NAN), "compute.end_s holds a value that is no number"),
+        (_set("wait", "start_s", NAN), "wait.start_s holds a value that is no number"),
+        (_set("transfer", "arrived_s", NAN), "transfer.arrived_s holds a value that is no number"),
+        (_set("transfer", "arrived_s", np.inf), "transfer.arrived_s holds a value that is no number"),
+        (_set("mark", "at_s", NAN), "mark.at_s holds a value that is no number"),
+        (_add("dependency", NAN), "device-0: a share of its time is no number"),
+        (_add("done", np.inf, row=2), "server: a share of its time is no number"),
     ],
     ids=[
         "compute-ends-first",
@@ -166,7 +169,10 @@ NAN = float("nan")
         "compute-nan",
         "wait-nan",
         "arrived-nan",
+        "arrived-never",
+        "mark-nan",
         "idle-nan",
+        "idle-inf",
     ],
 )
 def test_one_wrong_figure_is_found(good: Records, edit: Callable[[Records], None], said: str) -> None:

@@ -63,7 +63,8 @@ def test_dependency_transfer_and_straggler_of_one_federated_round() -> None:
     device-0: [0, .5] transfer, [.5, 4.5] compute, [4.5, 5] transfer, [5, 9] straggler (its own arrival to the last),
               [9, 11] dependency (the server computes), [11, 11.5] transfer.
     device-1: the same, but it is the straggler: [.5, 8.5] compute, [8.5, 9] transfer, [9, 11] dependency.
-    server:   [0, 8.5] dependency (device-1 had not posted), [8.5, 9] transfer, compute, [11, 11.5] its own posts.
+    server:   [0, .5] its own posts on their way: transfer, [.5, 8.5] dependency (device-1 had not posted), [8.5, 9]
+              transfer, compute, [11, 11.5] its own posts.
     """
     server, _ = average(1)
     bench = run(
@@ -74,7 +75,7 @@ def test_dependency_transfer_and_straggler_of_one_federated_round() -> None:
     assert seconds(bench) == {
         "device-0": {"compute": 4.0, "transfer": 1.5, "straggler": 4.0, "dependency": 2.0},
         "device-1": {"compute": 8.0, "transfer": 1.5, "dependency": 2.0},
-        "server": {"compute": 2.0, "dependency": 8.5, "transfer": 1.0},
+        "server": {"compute": 2.0, "dependency": 8.0, "transfer": 1.5},
     }
 
 
@@ -84,6 +85,7 @@ def test_a_straggler_wait_ends_when_the_last_update_arrives_not_when_it_is_sent(
     Weights are at devices 0 and 1 at 0, at device-2 at 1. Updates arrive at 4, 8 and 1 + 4 + 1 = 6.
     Straggler: 8 - 4 = 4, 0 and 8 - 6 = 2; then all wait [8, 10] for the aggregation. device-2 gets the end at 11,
     the run ends then (the server's post is flushed); devices 0 and 1 have returned at 10: done 1.
+    The server's own posts to device-2 are on their way [0, 1] and [10, 11]: transfer; [1, 8] it depends.
     """
     server, _ = average(1)
     bench = run(
@@ -95,7 +97,7 @@ def test_a_straggler_wait_ends_when_the_last_update_arrives_not_when_it_is_sent(
         "device-0": {"compute": 4.0, "straggler": 4.0, "dependency": 2.0, "done": 1.0},
         "device-1": {"compute": 8.0, "dependency": 2.0, "done": 1.0},
         "device-2": {"compute": 4.0, "transfer": 3.0, "straggler": 2.0, "dependency": 2.0},
-        "server": {"compute": 2.0, "dependency": 8.0, "transfer": 1.0},
+        "server": {"compute": 2.0, "dependency": 7.0, "transfer": 2.0},
     }
 
 
@@ -175,6 +177,39 @@ def test_a_message_that_was_on_its_way_before_the_wait_began_is_all_transfer() -
     }
 
 
+def test_posting_and_sending_have_the_same_causes() -> None:
+    """Latency 2 s; a device that asks and waits for the answer, whether or not it awaits its own message's arrival.
+
+    1     the device has computed and asks; the question is there at 3
+    3     the server computes to 6 and answers; the answer is there at 8: end of the run
+
+    device: [1, 3] its own message, [6, 8] the answer: 4 s transfer; [3, 6] the server computes: 3 s dependency.
+    server: [0, 1] dependency, [1, 3] the question, compute, [6, 8] its own answer.
+    """
+
+    async def send(node: Node) -> None:
+        await node.compute(burn, 1)
+        await node.send("server", "question", letter(100))
+        await node.recv("answer")
+
+    async def post(node: Node) -> None:
+        await node.compute(burn, 1)
+        node.post("server", "question", letter(100))
+        await node.recv("answer")
+
+    async def server(node: Node) -> None:
+        await node.recv("question")
+        await node.compute(burn, 3)
+        node.post("device-0", "answer", letter(100))
+
+    expected = {
+        "device-0": {"compute": 1.0, "transfer": 4.0, "dependency": 3.0},
+        "server": {"compute": 3.0, "transfer": 4.0, "dependency": 1.0},
+    }
+    for device in (send, post):
+        assert seconds(run({"device-0": device, "server": server}, {"device-0": {"latency_s": 2.0}})) == expected
+
+
 def test_a_timeout_is_a_dependency() -> None:
     """The server gives up after 3 s; the peer never posted."""
 
@@ -249,9 +284,10 @@ def test_a_gap_that_a_serving_lane_ends_is_blamed_on_what_that_lane_waited_for()
     6.5   the gradient is there; backward to 7.5; the update is sent and there at 8
     8     the server aggregates to 10, posts the end, there at 10.5
 
-    server: gap [0, 3] ended by the lane: 2.5 dependency, 0.5 transfer. Gap [6, 8] ended by the role: posted at 7.5, so
-            1.5 and 0.5. [10, 10.5] its own post. By the role's wait alone [0, 3] would be all dependency.
-    device: transfers of 0.5: weights, gradient, update, end. Dependency: [2.5, 6] and [8, 10].
+    server: gap [0, 3] ended by the lane: 2.5 dependency, 0.5 transfer (the weights, [0, 0.5], are the role's post, not
+            the lane's). Gap [6, 8] ended by the role: the update was posted at 7.5, so 1.5 dependency (the gradient,
+            [6, 6.5], is the lane's post, not the role's) and 0.5 transfer. [10, 10.5] the role's own post.
+    device: transfers of 0.5: weights, its activation, gradient, update, end. Dependency: [3, 6] and [8, 10].
     """
 
     async def device(node: Node) -> None:
@@ -279,7 +315,7 @@ def test_a_gap_that_a_serving_lane_ends_is_blamed_on_what_that_lane_waited_for()
     bench = run({"device-0": device, "server": server}, {"device-0": {"latency_s": 0.5}})
     assert bench.outcome.end_s == 10.5
     assert seconds(bench) == {
-        "device-0": {"compute": 3.0, "transfer": 2.0, "dependency": 5.5},
+        "device-0": {"compute": 3.0, "transfer": 2.5, "dependency": 5.0},
         "server": {"compute": 5.0, "dependency": 4.0, "transfer": 1.5},
     }
 
@@ -559,11 +595,42 @@ def test_a_gap_that_no_wait_explains_is_overhead() -> None:
     }
 
 
-def test_sending_counts_before_waiting_and_absence_before_lateness() -> None:
+@pytest.mark.parametrize(
+    ("lane", "status", "moving_s"),
+    [
+        (0, record.DELIVERED, 3.0),
+        (0, record.IN_FLIGHT, 8.0),
+        (0, record.UNDELIVERED, 0.0),
+        (1, record.DELIVERED, 0.0),
+    ],
+    ids=["delivered", "in-flight", "undelivered", "another-activitys"],
+)
+def test_an_activitys_own_message_counts_while_it_is_on_its_way(lane: int, status: int, moving_s: float) -> None:
+    """The role sleeps [0, 10]; a message of its node was posted at 2 and, if it was delivered, arrived at 5.
+
+    One that is still in flight moves to the end of the run; one that was refused never moved.
+    """
+    arrived = 5.0 if status == record.DELIVERED else -1.0
+    arrays = tables(
+        wait=rows("wait", (0, 0, record.SLEEP, 3, 0.0, 10.0, -1)),
+        transfer=rows("transfer", (0, 0, 1, 3, lane, 0, status, 0, 64, 64, 2.0, 3.0, arrived)),
+        mark=rows("mark", *_marks(10.0)),
+    )
+    (row,) = idle.attribute(arrays, ["n", "server", "f", "t"], {"n": "device"}, 10.0).to_dict("records")
+    assert (row["transfer"], row["dependency"]) == (moving_s, 10.0 - moving_s)
+
+
+@pytest.mark.parametrize(
+    ("role", "unselected", "straggler", "dependency"), [("device", 3.0, 2.0, 1.0), ("edge", 0.0, 3.0, 3.0)]
+)
+def test_sending_counts_before_waiting_and_absence_before_lateness(
+    role: str, unselected: float, straggler: float, dependency: float
+) -> None:
     """One gap [0, 10] of the role that a receive [0, 10] explains, its message posted at 6.
 
     [6, 10] transfer, whatever else holds. The round [0, 3] it was not sampled for: unselected. A barrier its message
     fed waited [2, 5]: straggler from 3 on, 2 s. The rest, [5, 6]: dependency.
+    Only devices are sampled. An edge is late [2, 5] and depends [0, 2] and [5, 6].
     """
     server = 1
     arrays = tables(
@@ -578,14 +645,14 @@ def test_sending_counts_before_waiting_and_absence_before_lateness() -> None:
             (server, 0, record.ROUND_END, 4, 1, 3.0),
         ),
     )
-    (row,) = idle.attribute(arrays, ["n", "server", "f", "t", "round", "other"], ["n"], 10.0).to_dict("records")
+    (row,) = idle.attribute(arrays, ["n", "server", "f", "t", "round", "other"], {"n": role}, 10.0).to_dict("records")
     found = {cause: row[cause] for cause in idle.COLUMNS}
     assert found == {
         "compute": 0.0,
-        "dependency": 1.0,
-        "straggler": 2.0,
+        "dependency": dependency,
+        "straggler": straggler,
         "transfer": 4.0,
-        "unselected": 3.0,
+        "unselected": unselected,
         "overhead": 0.0,
         "done": 0.0,
     }

@@ -134,6 +134,14 @@ def test_a_flow_begins_at_the_span_of_its_message(mixed: Run, tmp_path: Path) ->
         assert around[0]["name"] == flow["name"]
 
 
+def test_every_thread_that_sends_has_a_name(mixed: Run, tmp_path: Path) -> None:
+    """device-0 has sent on the control connection, the server on the other."""
+    events = _exported(mixed, tmp_path / "t.json")
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    found = {e["name"]: names[e["pid"], e["tid"]] for e in events if e["ph"] == "X" and e["cat"] == "transfer"}
+    assert found == {"go": "sends (control)", "reply": "sends"}
+
+
 def test_what_was_not_delivered_has_no_arrow(mixed: Run, tmp_path: Path) -> None:
     events = _exported(mixed, tmp_path / "t.json")
     assert "undelivered" in set(mixed.table("transfer")["status"].astype(str))
@@ -155,4 +163,4 @@ def test_a_loss_and_a_return_can_be_told_apart(mixed: Run, tmp_path: Path) -> No
     events = _exported(mixed, tmp_path / "t.json")
     pids = _pids(events)
     names = [e["name"] for e in events if e["ph"] == "i" and pids[e["pid"]] == "device-0"]
-    assert len(set(names)) == 2
+    assert names == ["lost: device-0", "returned: device-0"]

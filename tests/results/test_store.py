@@ -22,7 +22,7 @@ from bench_nodes import burn, letter
 from small_runs import benched, resolved, small_disk
 
 from harness import record
-from harness.errors import BrokenRecords, ProtocolError, StoreError
+from harness.errors import BrokenRecords, ProtocolError, StoreError, TestbedError
 from harness.node import Node
 from harness.record import Recorder
 from harness.testbed import Outcome
@@ -150,6 +150,72 @@ def test_rows_spilled_during_the_run_are_in_its_tables(runs: Store, monkeypatch:
     assert not list(_folder(runs).rglob("*.rows"))
 
 
+def test_rows_that_were_never_spilled_are_written_once(runs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Parquet only: a short run's row files would be deleted at once."""
+    spilled = []
+    monkeypatch.setattr(record.Table, "spill", lambda table: spilled.append(table.name))
+    assert len(_make(runs).table("compute")) == 1
+    assert spilled == []
+
+
+# ---- the same run asked for again -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", [{"seed": 8}, {"sweep": {"a": 1}}, {"target_accuracy": 0.9}, {"experiment": "x"}])
+def test_repeats_of_one_variant_have_one_name(changed: dict[str, Any]) -> None:
+    assert store.variant(resolved(**changed)) == store.variant(resolved())
+
+
+@pytest.mark.parametrize("changed", [{"method": {"name": "mine", "fraction": 0.5}}, {"training": {"rounds": 2}}])
+def test_other_settings_are_another_variant(changed: dict[str, Any]) -> None:
+    assert store.variant(resolved(**changed)) != store.variant(resolved())
+
+
+def test_a_variants_name_is_in_the_summary(runs: Store) -> None:
+    assert _make(runs).summary["variant"] == store.variant(resolved())
+
+
+def _evaluated(recorder: Recorder) -> Outcome:
+    """The run, with an accuracy of 0.5 at 2 s."""
+    outcome = execute(recorder)
+    metric = recorder.metric
+    metric.append(metric.pack(recorder.id("server"), recorder.id("global/accuracy"), 1, 2.0, 0.5))
+    return outcome
+
+
+def test_a_kept_run_is_relabelled_by_who_asks_for_it(runs: Store) -> None:
+    """Its place in a sweep and its target are the asking experiment's; everything else stays, on disk, too."""
+    made = _make(runs, _evaluated)
+    assert (made.summary["target_accuracy"], made.summary["time_to_accuracy_s"]) == (None, None)
+    relabelled = runs.relabel(made, {"rate": 3}, 0.4)
+    loaded = runs.complete("by-hand", ID)
+    assert loaded == relabelled
+    changed = {"sweep": {"rate": 3}, "target_accuracy": 0.4, "time_to_accuracy_s": 2.0}
+    assert loaded.summary == {**made.summary, **changed}
+    assert runs.relabel(loaded, {}, 0.6).summary == {**made.summary, "target_accuracy": 0.6}
+
+
+def test_a_run_that_has_its_labels_is_not_written_again(runs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _make(runs)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write_text", lambda *_: pytest.fail("written"))
+        assert runs.relabel(made, {}, None) is made
+
+
+def test_a_disk_that_refuses_the_new_labels_is_named(runs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old ones hold."""
+    made = _make(runs)
+
+    def full(descriptor: int) -> None:
+        raise _error(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match="the disk is full"):
+            runs.relabel(made, {"rate": 3}, 0.4)
+    assert runs.complete("by-hand", ID) == made
+
+
 # ---- stopped ----------------------------------------------------------------------------------------------------
 
 
@@ -185,6 +251,21 @@ def test_the_rows_of_a_failed_run_are_kept_to_be_looked_at(runs: Store) -> None:
         _make(runs, stopped)
     rows = np.fromfile(_folder(runs) / "events" / "compute.rows", dtype=record.dtype("compute"))
     assert rows["end_s"].tolist() == [2.0]
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", "/nowhere/at/all.csv"])
+def test_a_file_that_the_method_lacks_is_not_the_stores(runs: Store, name: str) -> None:
+    """Not "cannot be written; give another folder": another folder of runs would not help."""
+
+    def reading(recorder: Recorder) -> Outcome:
+        execute(recorder)
+        Path(name).read_text()
+        raise AssertionError
+
+    with pytest.raises(TestbedError, match=f"the run needs {name}: No such file"):
+        _make(runs, reading)
+    assert store.state(_folder(runs)) == "failed"
+    _assert_made_anew(runs)
 
 
 def test_records_that_do_not_add_up_are_no_run(runs: Store) -> None:

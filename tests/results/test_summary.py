@@ -94,6 +94,7 @@ def test_what_a_run_is_called_comes_from_what_was_resolved() -> None:
         "devices": 2,
         "sweep": {"training.rounds": 2},
         "target_accuracy": 0.8,
+        "variant": "v1",
     }
     assert {key: found[key] for key in expected} == expected
 
@@ -146,6 +147,14 @@ def test_energy_is_unknown_if_one_devices_power_is(power: tuple[float | None, fl
     assert _summary(outcome=outcome)["device_energy_j"] is None
 
 
+def test_the_curve_has_every_score_and_answers_any_target() -> None:
+    """The summary alone says when another target would have been reached."""
+    found = _summary(target_accuracy=0.5)
+    assert found["accuracy_curve"] == [[6.0, 0.5], [9.5, 0.875]]
+    for target in (None, 0.5, 0.51, 0.9):
+        assert summary.retarget(found, target) == _summary(target_accuracy=target)
+
+
 @pytest.mark.parametrize(
     ("target", "reached"), [(None, None), (0.4, 6.0), (0.5, 6.0), (0.51, 9.5), (0.875, 9.5), (0.9, None)]
 )
@@ -170,6 +179,7 @@ def test_accuracy_is_the_last_and_best_accuracy_the_best_of_the_global_model() -
 def test_without_metrics_quality_is_unknown() -> None:
     found = _summary({**ARRAYS, "metric": rows("metric")}, target_accuracy=0.9)
     assert (found["accuracy"], found["best_accuracy"], found["time_to_accuracy_s"]) == (None, None, None)
+    assert found["accuracy_curve"] == []
 
 
 def test_what_an_edge_relays_is_local_or_to_the_server() -> None:
@@ -203,9 +213,18 @@ def test_a_summary_is_plain_data() -> None:
 
 
 def test_only_the_rounds_of_the_run_are_counted() -> None:
-    """A device that counts its own local rounds (node.rounds, too) does not make the run longer."""
-    mark = np.concatenate([ARRAYS["mark"], rows("mark", (D0, 0, record.ROUND_END, ROUND, 1, 6.5))])
-    assert _summary({**ARRAYS, "mark": mark})["rounds"] == 2
+    """A device that counts its own local rounds (node.rounds, too) does not make the run longer, nor its rounds."""
+    local = rows(
+        "mark",
+        (D0, 0, record.ROUND_START, ROUND, 1, 0.5),
+        (D0, 0, record.ROUND_END, ROUND, 1, 6.5),
+        (D0, 0, record.ROUND_START, ROUND, 3, 6.5),
+        (D0, 0, record.ROUND_END, ROUND, 3, 7.0),
+    )
+    arrays = {**ARRAYS, "mark": np.concatenate([local, ARRAYS["mark"]])}
+    assert _summary(arrays)["rounds"] == 2
+    expected = summary.rounds(events.frames(ARRAYS, NAMES))
+    pd.testing.assert_frame_equal(summary.rounds(events.frames(arrays, NAMES)), expected)
 
 
 # ---- rounds and metrics -----------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ def _run(label: str = "A", seed: int = 1, **changes: Any) -> Run:
         "experiment": "by-hand",
         "label": label,
         "seed": seed,
+        "variant": "v1",
         "mode": "learn",
         "sweep": {},
         "target_accuracy": 0.9,
@@ -95,13 +96,28 @@ def test_methods_keep_their_order_and_are_not_mixed() -> None:
 def test_the_same_method_in_two_experiments_is_not_two_seeds() -> None:
     """seed 1 of one experiment takes 1 s, seed 1 of another takes 100 s: no table may say 50.5 s over 2 seeds."""
     compared = _compared(_run(experiment="small", makespan_s=1.0), _run(experiment="large", makespan_s=100.0))
-    assert 50.5 not in compared["makespan_s"].tolist()
+    assert compared["label"].tolist() == ["A (small)", "A (large)"]
+    assert compared["makespan_s"].tolist() == [1.0, 100.0]
+    assert compared["seeds"].tolist() == [1, 1]
 
 
 def test_two_versions_of_one_experiment_are_not_two_seeds() -> None:
     """The same label and seed twice (the experiment was changed and run again): never an average of the two."""
-    compared = _compared(_run(run_id="old", makespan_s=1.0), _run(run_id="new", makespan_s=100.0))
-    assert 50.5 not in compared["makespan_s"].tolist()
+    runs = [_run("B"), _run(variant="old", makespan_s=1.0), _run(variant="new", makespan_s=100.0)]
+    compared = _compared(*runs)
+    assert compared["label"].tolist() == ["B", "A (old)", "A (new)"]
+    assert compared["makespan_s"].tolist() == [1.0, 1.0, 100.0]
+
+
+def test_a_label_says_no_more_than_it_must() -> None:
+    """Values of a sweep are variants, and stand in their own column; the method is the same."""
+    compared = _compared(*(_run(variant=f"v{rate}", sweep={"rate": rate}) for rate in (1.0, 2.0)))
+    assert compared["label"].tolist() == ["A", "A"]
+
+
+def test_two_versions_in_one_of_two_experiments_are_told_apart() -> None:
+    runs = [_run(experiment="x"), _run(experiment="y", variant="old"), _run(experiment="y", variant="new")]
+    assert _compared(*runs)["label"].tolist() == ["A (x)", "A (y) (old)", "A (y) (new)"]
 
 
 # ---- time to accuracy -------------------------------------------------------------------------------------------
@@ -153,7 +169,10 @@ def test_a_priced_run_says_nothing_about_accuracy() -> None:
     ("figure", "value", "text"),
     [
         ("makespan_s", 0.0, "0 s"),
-        ("makespan_s", 0.123, "0.123 s"),
+        ("makespan_s", 4.56e-6, "4.56 µs"),
+        ("makespan_s", 3e-4, "300 µs"),
+        ("makespan_s", 0.00123, "1.23 ms"),
+        ("makespan_s", 0.123, "123 ms"),
         ("makespan_s", 1.5, "1.50 s"),
         ("makespan_s", 12.34, "12.3 s"),
         ("makespan_s", 123.4, "123 s"),
@@ -171,9 +190,23 @@ def test_units_and_three_digits(figure: str, value: float, text: str) -> None:
     assert _presented(_run(**{figure: value}))[tables.FIGURES[figure][0]] == text
 
 
-def test_a_short_time_is_not_nothing() -> None:
-    """A run of 0.3 ms (a null method on a fast link) did not take "0 s"."""
-    assert _presented(_run(makespan_s=3e-4))["makespan"] != "0 s"
+def test_an_interval_has_the_unit_of_its_mean() -> None:
+    """1 and 3 ms: 2 ± 12.7."""
+    assert _presented(_run(seed=1, makespan_s=0.001), _run(seed=2, makespan_s=0.003))["makespan"] == "2.00 ± 12.7 ms"
+
+
+def test_a_cause_that_is_nobodys_is_left_out() -> None:
+    """No straggler anywhere; only B has somebody unselected, so both have a row for it."""
+    nothing = {"device_idle_straggler_s": 0.0, "device_idle_unselected_s": 0.0}
+    compared = _compared(_run("A", **nothing), _run("B", **{**nothing, "device_idle_unselected_s": 2.0}))
+    shown = tables.presented(compared)
+    assert "device straggler" not in shown
+    assert shown["device unselected"].tolist() == ["0 s", "2.00 s"]
+
+
+def test_where_there_is_no_room_only_what_is_asked_for_is_shown() -> None:
+    shown = tables.presented(_compared(_run()), ("makespan_s", "device_idle_fraction"))
+    assert list(shown) == ["method", "makespan", "device idle"]
 
 
 def test_every_figure_is_shown_under_its_heading() -> None:
@@ -369,12 +402,13 @@ def test_latex_shows_intervals_and_censored_times() -> None:
     ("character", "escaped"),
     [
         ("$", r"\$"),
-        ("^", r"\textasciicircum{}"),
-        ("~", r"\textasciitilde{}"),
+        ("^", r"\^{}"),
+        ("~", r"\~{}"),
         ("\\", r"\textbackslash{}"),
         ("<", r"$<$"),
+        (">", r"$>$"),
     ],
-    ids=["dollar", "circumflex", "tilde", "backslash", "less"],
+    ids=["dollar", "circumflex", "tilde", "backslash", "less", "greater"],
 )
 def test_latex_escapes_every_special_character(character: str, escaped: str) -> None:
     """A label is the user's text; TeX stops at a bare $, ^ or backslash. (Any escape that TeX accepts would do.)"""

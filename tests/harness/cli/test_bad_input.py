@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 import yaml
@@ -187,8 +188,10 @@ def test_a_wrong_override_is_quoted(refused: Refused, tmp_path: Path, override: 
         (bytes(range(256)), "not a text file"),
         (b"\x7fELF\x02\x01\x01\x00", "not"),
         (b"name: tiny\n", "methods"),
+        (b"3: 1\nname: tiny\n", "key 3 is a int"),
+        (b"on: 1\nname: tiny\n", "key True is a bool"),
     ],
-    ids=["empty", "comment", "list", "word", "not-yaml", "code", "twice", "binary", "elf", "only-a-name"],
+    ids=["empty", "comment", "list", "word", "not-yaml", "code", "twice", "binary", "elf", "only-a-name", "3", "on"],
 )
 def test_a_file_that_is_no_experiment_is_named(refused: Refused, content: bytes, said: str) -> None:
     Path("odd.yaml").write_bytes(content)
@@ -345,6 +348,10 @@ def test_runs_that_are_not_there_are_named(refused: Refused) -> None:
     assert "empty: holds no complete run; start one with `ammeter run" in refused("compare", "empty")
 
 
+def test_a_name_that_no_disk_takes_is_named(refused: Refused) -> None:
+    assert refused("table", "a" * 300).endswith(f"{'a' * 300}: File name too long")
+
+
 def test_an_interrupted_run_is_no_run(refused: Refused, made: Path) -> None:
     (made / "status").write_text('{"state": "running", "format": 1}')
     assert "holds no complete run" in refused("table", made)
@@ -395,6 +402,17 @@ def test_conformance_of_nothing_is_corrected(refused: Refused) -> None:
     assert "fraction" in refused("conformance", "fedavg", "-s", "fractoin=1")
 
 
+def test_a_file_that_a_users_method_lacks_is_named(refused: Refused, tmp_path: Path) -> None:
+    """It is no fault of the runs' folder."""
+    server = "async def server(node, task, config):\n    open('prices.csv')\n"
+    device = "async def device(node, task, config):\n    pass\n"
+    head = "from harness.method import MethodConfig\nclass Config(MethodConfig):\n    pass\n"
+    tail = "ROLES = {'device': device, 'server': server}\nENDS = 'server'\n"
+    Path("mine.py").write_text(head + device + server + tail)
+    message = refused("run", write_tiny(tmp_path, methods=["./mine.py"]), "--no-figures")
+    assert message == "the run needs prices.csv: No such file or directory"
+
+
 # ---- the disk ---------------------------------------------------------------------------------------------------
 
 
@@ -438,47 +456,50 @@ def test_a_read_only_disk_is_named(refused: Refused, tmp_path: Path) -> None:
     assert "read-only: give another folder with --runs" in message
 
 
-# ---- as a process -----------------------------------------------------------------------------------------------
+# ---- standard output --------------------------------------------------------------------------------------------
+
+LISTS = [["list", "methods"], ["list", "models", "--format", "csv"]]
+"""What a console prints, and what is written as it is."""
 
 
-def _process(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "harness.cli.main", *map(str, arguments)]
-    return subprocess.run(words, stderr=subprocess.PIPE, text=True, timeout=60, **options)
+def _printed_on(output: TextIO, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run a command whose standard output this is, to the last flush; return its exit code."""
+    with monkeypatch.context() as patch, output:
+        patch.setattr(sys, "stdout", output)
+        return command.main(words)
+
+
+@pytest.mark.parametrize("words", LISTS)
+def test_a_full_disk_behind_standard_output_is_one_line(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ammeter list ... > table.csv` on a full disk: exit code 2, one line, and nothing when the process ends."""
+    assert _printed_on(Path("/dev/full").open("w"), words, monkeypatch) == 2
+    err = capsys.readouterr().err
+    assert err == "ammeter: the output cannot be written: No space left on device; send it elsewhere\n"
+
+
+@pytest.mark.parametrize("words", LISTS)
+def test_a_reader_that_has_seen_enough_is_no_error(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`ammeter list models | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert _printed_on(os.fdopen(writer, "w"), words, monkeypatch) == 0
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.slow
-def test_a_process_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
-    """From the shell: a typing error in the experiment, and a file where the runs should be."""
-    bad = write_tiny(tmp_path, name="bad", training={"roundz": 1})
-    good = write_tiny(tmp_path)
-    for words in (["run", bad], ["run", good, "--no-figures", "--runs", good]):
-        done = _process(*words, stdout=subprocess.PIPE)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert len(done.stderr.splitlines()) == 1
-        assert done.stderr.startswith("ammeter: ")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words", [["list", "methods"], ["list", "models", "--format", "csv"]])
-def test_a_full_disk_behind_standard_output_is_one_line(words: list[str]) -> None:
-    """`ammeter list ... > table.csv` on a full disk: exit code 2, and no traceback."""
+@pytest.mark.parametrize("training", [{"roundz": 1}, {"rounds": 1}], ids=["typing-error", "full-disk"])
+def test_a_process_prints_one_line_and_no_traceback(tmp_path: Path, training: dict[str, int]) -> None:
+    """From the shell: a typing error in the experiment, and a run whose table cannot be written."""
+    words = ["run", str(write_tiny(tmp_path, training=training)), "--no-figures", "--format", "csv"]
     with Path("/dev/full").open("w") as full:
-        done = _process(*words, stdout=full)
+        process = [sys.executable, "-m", "harness.cli.main", *words]
+        done = subprocess.run(process, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("ammeter: ")
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.slow
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
-    """`ammeter list models | head -1`."""
-    words = [sys.executable, "-m", "harness.cli.main", "list", "models", "--format", "csv"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        err = process.stderr.read()
-    assert process.returncode == 0
-    assert err == ""
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("[")]  # [1/1] ...: progress
+    assert len(lines) == 1
+    assert lines[0].startswith("ammeter: ")

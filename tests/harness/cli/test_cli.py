@@ -277,6 +277,20 @@ def test_table_prints_every_table(ammeter: Ammeter, learned: Path, what: str, ro
     assert "FedAvg" in out
 
 
+def test_table_shows_people_the_headlines_of_every_run(ammeter: Ammeter, learned: Path) -> None:
+    """A line per run that a terminal can hold; the columns that only programs read are left out, and named."""
+    code, out, _ = ammeter("table", "learned", "--runs", learned)
+    assert code == 0
+    for label in ("FedAvg", "SFL"):
+        for seed in (1, 2):
+            assert sum(f"{label}, seed {seed} " in line for line in out.splitlines()) == 1
+    assert "makespan" in out
+    assert "run_id" not in out
+    assert "device dependency" not in out
+    assert max(map(len, map(str.rstrip, out.splitlines()))) <= 200
+    assert out.splitlines()[-1] == "all columns: ammeter table ... --format csv"
+
+
 def test_table_takes_a_single_run(ammeter: Ammeter, learned: Path) -> None:
     (folder, *_) = sorted((learned / "learned").iterdir())
     code, out, _ = ammeter("table", folder, "--format", "json")
@@ -314,8 +328,11 @@ def test_compare_does_not_take_an_old_version_of_an_experiment_for_a_seed(ammete
     ammeter("run", path, "--no-figures")
     ammeter("run", path, "--no-figures", "-s", "training.rounds=3")
     code, out, _ = ammeter("compare", "tiny", "--format", "csv")
-    if code == 0:
-        assert pd.read_csv(io.StringIO(out))["seeds"].tolist() == [1, 1]
+    assert code == 0
+    table = pd.read_csv(io.StringIO(out))
+    assert table["seeds"].tolist() == [1, 1]
+    runs = [json.loads(file.read_text()) for file in Path("runs").rglob("summary.json")]
+    assert set(table["label"]) == {f"fedavg ({run['variant']})" for run in runs}
 
 
 def test_plot_draws_what_it_can_and_says_what_it_cannot(ammeter: Ammeter, learned: Path) -> None:
@@ -456,6 +473,12 @@ def test_doctor_says_that_runs_cannot_be_written(ammeter: Ammeter) -> None:
     (row,) = [row for row in json.loads(out) if row["what"] == "runs folder"]
     assert "cannot be written" in row["state"]
     assert "--runs" in row["remedy"]
+
+
+def test_doctor_says_that_a_name_is_too_long(ammeter: Ammeter) -> None:
+    _, out, _ = ammeter("doctor", "--format", "json", "--runs", "a" * 300)
+    (row,) = [row for row in json.loads(out) if row["what"] == "runs folder"]
+    assert row["state"] == "cannot be written: File name too long"
 
 
 # ---- the command itself -----------------------------------------------------------------------------------------
