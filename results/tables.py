@@ -212,9 +212,10 @@ def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES))
     """Return a comparison as text for people: units, ± intervals, "> 812 s" where a target was never reached.
 
     Args:
-        figures: which of FIGURES; those that are zero or unknown for every method are left out.
+        figures: which of FIGURES; idle causes that are zero for every method are left out. A cause is shown in seconds
+            and as a share of the makespan.
     """
-    shares = [figure for figure in figures if figure.startswith(("device_idle_", "server_idle_", "device_done"))]
+    shares = [f for f in figures if f.startswith(("device_idle_", "server_idle_", "device_done")) and f.endswith("_s")]
     idle_nowhere = {figure for figure in shares if not compared[figure].fillna(0.0).any()}
     rows = []
     for _, row in compared.iterrows():
@@ -230,8 +231,8 @@ def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES))
                 shown[heading.format(target=f"{target:.0%}")] = _time_to_accuracy(row)
             elif not pd.isna(row[figure]):
                 shown[heading] = _show(row[figure], row[f"{figure} ±"], kind)
-            elif figure == "accuracy":
-                continue
+                if figure in shares and row["makespan_s"]:
+                    shown[heading] += f" ({row[figure] / row['makespan_s']:.0%})"
         rows.append(shown)
     return pd.DataFrame(rows).fillna("")
 

@@ -14,7 +14,8 @@ _US = 1e6
 def export(run: Run, path: Path) -> None:
     """Write computations, waits, transfers (as flows between nodes) and marks of a run.
 
-    One process per node: one thread per lane, one for what it sends on each connection. Times are microseconds, as the format wants.
+    One process per node: one thread per lane, one for what it sends on each connection. Times are microseconds, as
+    the format wants.
     Source of the format: "Trace Event Format" (Google, public document).
     """
     nodes = {name: number for number, name in enumerate(run.table("idle")["node"].astype(str), start=1)}

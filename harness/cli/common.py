@@ -123,4 +123,6 @@ def show(table: pd.DataFrame, how: str | None, title: str = "", transposed: bool
     for row in table.itertuples(index=False, name=None):
         shown.add_row(*("" if pd.isna(cell) else str(cell) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False, highlight=False)
-    console.print(shown)
+    with console.capture() as text:  # rich would turn a broken pipe into exit code 1
+        console.print(shown)
+    sys.stdout.write(text.get())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +62,8 @@ def _gpu() -> tuple[str, str]:
 def _writable(folder: Path) -> tuple[str, str]:
     there = folder
     try:
+        with contextlib.suppress(FileNotFoundError):
+            there.stat()  # says why a path cannot be, where exists() only says no
         while not there.exists():
             there = there.parent
         probe = there / ".ammeter-probe"

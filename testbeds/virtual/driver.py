@@ -25,7 +25,6 @@ from testbeds.virtual.pricing import Prices
 from testbeds.virtual.processor import Processor
 from testbeds.virtual.settings import Machine, Options
 
-
 PATIENCE_RESTS = 10
 """After how many rests of the kernel (100,000 events each) without any role moving it is a deadlock."""
 

@@ -19,7 +19,7 @@ def test_host_and_versions_are_plain_data() -> None:
     found = environment.describe()
     assert json.loads(json.dumps(found)) == found
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["packages"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(found["packages"]["torch"].partition("+")[0])
     assert found["cores"] >= 1
     assert found["memory_bytes"] > 2**28
     assert len(found["load"]) == 3

@@ -206,7 +206,7 @@ def test_a_disk_that_refuses_the_new_labels_is_named(runs: Store, monkeypatch: p
     """The old ones hold."""
     made = _make(runs)
 
-    def full(descriptor: int) -> None:
+    def full(*_: Any) -> None:
         raise _error(errno.ENOSPC)
 
     with monkeypatch.context() as patch:

@@ -196,12 +196,21 @@ def test_an_interval_has_the_unit_of_its_mean() -> None:
 
 
 def test_a_cause_that_is_nobodys_is_left_out() -> None:
-    """No straggler anywhere; only B has somebody unselected, so both have a row for it."""
-    nothing = {"device_idle_straggler_s": 0.0, "device_idle_unselected_s": 0.0}
+    """No straggler anywhere; only B has somebody unselected (2 of 8 s), so both have a row for it.
+
+    That nobody was idle at all is said.
+    """
+    nothing = {"device_idle_straggler_s": 0.0, "device_idle_unselected_s": 0.0, "device_idle_fraction": 0.0}
+    nothing |= {"makespan_s": 8.0}
     compared = _compared(_run("A", **nothing), _run("B", **{**nothing, "device_idle_unselected_s": 2.0}))
     shown = tables.presented(compared)
     assert "device straggler" not in shown
-    assert shown["device unselected"].tolist() == ["0 s", "2.00 s"]
+    assert shown["device unselected"].tolist() == ["0 s (0%)", "2.00 s (25%)"]
+    assert shown["device idle"].tolist() == ["0 %", "0 %"]
+
+
+def test_a_run_of_no_time_has_no_shares() -> None:
+    assert _presented(_run(makespan_s=0.0))["device transfer"] == "1.00 s"
 
 
 def test_where_there_is_no_room_only_what_is_asked_for_is_shown() -> None:
