@@ -132,7 +132,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         a step that autograd would take for a change under an open graph has changed nothing.
         """
         if self._mutated:
-            tensors, versions = zip(*self._mutated.values(), strict=True)
+            # views of one buffer share a counter: the first version recorded is the one to end with
+            tensors, versions = zip(*reversed(self._mutated.values()), strict=True)
             torch._C._autograd._unsafe_set_version_counter(tensors, versions)
 
     def work(self, kept_bytes: int = 0) -> Work:

@@ -1,8 +1,9 @@
 """A module's parameters and running statistics in one flat buffer.
 
 `FlatState` re-points every parameter and floating buffer of a module into one contiguous tensor: parameters
-first, then floating buffers. Copying, averaging and sending a model is then one operation on one tensor, and an
-optimiser steps one tensor instead of hundreds; element by element the arithmetic is the same.
+first, then floating buffers. Copying, averaging and sending a model is then one operation on one tensor. Gradients
+stay apart, one per parameter: autograd hands them over without a copy, where a flat buffer would have to be zeroed
+and added to (a tenth of a ResNet-18 step on a CPU).
 
 Integer buffers (batch normalisation's num_batches_tracked) stay where they are: nothing reads them unless a
 norm has momentum=None, so they are neither sent nor averaged, and the bytes of a model are
@@ -20,7 +21,7 @@ class FlatState:
 
     Attributes:
         flat: float32 [parameters + floating buffers]; writing to it changes the module.
-        parameters: a leaf tensor [parameters] that shares memory with `flat`; what the optimiser steps.
+        parameters: the module's parameters, views of `flat`; what an optimiser steps.
         num_parameters, num_buffers: how many of each.
 
     Raises:
@@ -37,7 +38,7 @@ class FlatState:
         self.num_buffers = sum(b.numel() for _, b in buffers)
         device = named[0][1].device if named else (buffers[0][1].device if buffers else torch.device("cpu"))
         self.flat = torch.empty(self.num_parameters + self.num_buffers, device=device)
-        self.gradient = torch.zeros(self.num_parameters, device=device)
+        self.parameters: list[nn.Parameter] = []
         offset = 0
         tied = _places(module)
         with torch.no_grad():
@@ -47,15 +48,13 @@ class FlatState:
                 view.copy_(tensor)
                 if isinstance(tensor, nn.Parameter):
                     parameter = nn.Parameter(view, requires_grad=tensor.requires_grad)
-                    parameter.grad = self.gradient[offset : offset + size].view(tensor.shape)
+                    self.parameters.append(parameter)
                     for owner, leaf in tied[id(tensor)]:  # several, where weights are tied
                         owner._parameters[leaf] = parameter
                 else:
                     for owner, leaf in tied[id(tensor)]:
                         owner._buffers[leaf] = view
                 offset += size
-        self.parameters = nn.Parameter(self.flat[: self.num_parameters])
-        self.parameters.grad = self.gradient
 
     def copy(self, buffers: bool = True) -> Tensor:
         """Return a copy, float32 [parameters + floating buffers] (or without the buffers)."""
@@ -77,7 +76,8 @@ class FlatState:
 
     def zero_gradient(self) -> None:
         """Forget accumulated gradients."""
-        self.gradient.zero_()
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -33,7 +33,7 @@ class Trainer:
 
     Attributes:
         signature: architecture, cut, optimiser, mode and dtype: all that the cost of its methods depends on.
-        resident_bytes: weights, gradients and optimiser state.
+        resident_bytes: weights and optimiser state; gradients live within a step and count in its traced peak.
     """
 
     def __init__(
@@ -51,14 +51,13 @@ class Trainer:
             self._state["head"] = FlatState(head)
         self._buffers = batch_norm == "average"
         self._states = [state for state in self._state.values() if state.num_parameters]
-        self._optimizer = _optimizer([state.parameters for state in self._states], optimizer)
+        self._optimizer = _optimizer([p for state in self._states for p in state.parameters], optimizer)
         self.reset_optimizer()
         self.signature = f"{name} {optimizer.name} momentum={optimizer.momentum > 0} "
         self.signature += f"decay={optimizer.weight_decay > 0} float32 {batch_norm}"
-        slots = 1 if optimizer.name == "sgd" and optimizer.momentum else 0
-        slots = slots if optimizer.name == "sgd" else 2
+        slots = 2 if optimizer.name != "sgd" else int(optimizer.momentum > 0)
         self.resident_bytes = 4 * sum(
-            state.flat.shape[0] + (1 + slots) * state.num_parameters for state in self._state.values()
+            state.flat.shape[0] + slots * state.num_parameters for state in self._state.values()
         )
 
     # ---- weights --------------------------------------------------------------------------------------------
@@ -152,7 +151,7 @@ class Trainer:
 
 
 def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    parameters = parameters or [nn.Parameter(torch.empty(0))]
+    parameters = parameters or [nn.Parameter(torch.empty(0))]  # torch refuses an empty list
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from harness.allocator import keep_freed_memory
 from harness.experiment import RunSpec
 from harness.record import Recorder
 from harness.run import Progress, role, workload
@@ -55,6 +56,7 @@ def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progre
     Raises:
         AmmeterError: a wrong setting, missing data, a deadlock, a device out of memory, a broken rule, ...
     """
+    kept = spec.mode == "learn" and keep_freed_memory()
     driver, found, load = build(spec, recorder, data_root)
     driver.progress = progress
     assert isinstance(spec.bed, Config)
@@ -72,7 +74,7 @@ def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progre
         for name, machine in found.items()
     ]
     sharing = "general" if driver.general_sharing else "star"
-    outcome.notes |= {"sharing": sharing, "threads": spec.bed.threads}
+    outcome.notes |= {"sharing": sharing, "threads": spec.bed.threads, "freed_memory": "kept" if kept else "default"}
     outcome.partition = load.parts
     outcome.histogram = load.histogram
     return outcome

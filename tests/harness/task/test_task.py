@@ -214,7 +214,7 @@ def test_a_trainers_memory_counts_on_its_node(timing: bool) -> None:
     first = task.trainer(task.piece(stop=1))
     second = task.trainer(task.piece(stop=1))
     assert node.held_bytes == [first.resident_bytes, second.resident_bytes]
-    assert first.resident_bytes == 4 * (3 * 384 + 64)
+    assert first.resident_bytes == 4 * (2 * 384 + 64)
 
 
 @pytest.mark.parametrize("cut", [5, 6, 99])
