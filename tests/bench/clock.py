@@ -26,6 +26,11 @@ from testbeds.virtual.kernel import Kernel
 from testbeds.virtual.settings import Machine, Options
 
 DEVICES, TRIPS, PAIRS = 500, 200, 5
+TARGETS = {"kernel alone": 4.0, "full stack": 1.0}
+WHY = """Where the full stack's time goes: a round trip is two computations, two messages, two receives and the wake-ups
+they cause, 57 Python calls and 50 calls of built-ins (counted by cProfile): post, message, handle, channel, link,
+arrival, mailbox and wait are an object or a row each. SimPy's program has five events and neither messages, links,
+matching nor records. Fewer calls would need compiled code; that is the way on from here."""
 
 
 def with_simpy() -> float:
@@ -147,13 +152,16 @@ def report() -> str:
         "",
         f"{DEVICES} devices x {TRIPS} round trips through one server (tests/bench/clock.py), {PAIRS} runs each.",
         "",
-        "| program | round trips/s | us per round trip | times SimPy's speed | ends at (s) |",
-        "|---|---|---|---|---|",
+        "| program | round trips/s | us per round trip | times SimPy's speed | target | ends at (s) |",
+        "|---|---|---|---|---|---|",
     ]
     for name in programs:
         took = statistics.median(seconds[name])
         ratio = statistics.median(s / o for s, o in zip(seconds["SimPy"], seconds[name], strict=True))
-        lines.append(f"| {name} | {trips / took:,.0f} | {took / trips * 1e6:.2f} | {ratio:.2f} | {ends[name]:.9f} |")
+        target = TARGETS.get(name)
+        verdict = "" if target is None else f"{target:.0f} ({'met' if ratio >= target else 'missed'})"
+        speed = f"{trips / took:,.0f} | {took / trips * 1e6:.2f} | {ratio:.2f}"
+        lines.append(f"| {name} | {speed} | {verdict} | {ends[name]:.9f} |")
     worst = max(abs(end - ends["SimPy"]) for end in ends.values())
-    lines += ["", f"Largest difference of the finishing times: {worst:.1e} s.", ""]
+    lines += ["", f"Largest difference of the finishing times: {worst:.1e} s.", "", WHY, ""]
     return "\n".join(lines)
