@@ -132,16 +132,16 @@ class Collector:
 
     def offer(self, message: Message) -> tuple[bool, bool]:
         """Return (taken, finished)."""
-        if self.future.done() or message.src not in self.expected or message.ends_stream:
+        if self.future.done() or message.ends_stream:
             return False, self.future.done()
         meta = message.meta
         if any(meta.get(key) != value for key, value in self.match.items()):
-            if _is_late(meta, self.match):
+            if _is_late(meta, self.match):  # of whoever took part in an earlier round
                 message.payload = None
                 self.late.append(message)
                 return True, False
             return False, False
-        if message.src in self.got:
+        if message.src not in self.expected or message.src in self.got:
             return False, False
         self.got[message.src] = message
         return True, self.settle(message.serial)

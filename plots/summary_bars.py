@@ -55,6 +55,8 @@ def draw(tables: Tables) -> Figure:
         panel.set_xlabel(f"{title} ({unit.symbol})")
         panel.xaxis.set_major_locator(MaxNLocator(3))
         panel.set_xlim(0, 1.5 * max(ends, default=0.0) / unit.size or 1.0)
+        if unit is _PERCENT:  # room for the figures, but no ticks above 100 %
+            panel.set_xticks([0, 50, 100])
         if not ends:
             panel.text(0.5, 0.5, "not measured", transform=panel.transAxes, ha="center", va="center", color="#777777")
             panel.set_xticks([0], [" "])

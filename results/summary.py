@@ -66,7 +66,9 @@ def summarise(
 
 
 def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]:
-    """Payload and wire bytes that devices and edges sent to (up) and got from (down) the server."""
+    """Payload and wire bytes that arrived: at the server (up), from it (down), or between the others (lan)."""
+    lost = transfer[transfer["status"].astype(object) != "delivered"]
+    transfer = transfer[transfer["status"].astype(object) == "delivered"]
     src = transfer["src"].astype(object).map(roles)
     dst = transfer["dst"].astype(object).map(roles)
     figures: dict[str, int] = {}
@@ -80,6 +82,7 @@ def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]
         for kind in ("payload", "wire"):
             figures[f"{kind}_{name}_bytes"] = int(transfer.loc[chosen, f"{kind}_bytes"].sum())
     figures["wire_bytes"] = int(transfer["wire_bytes"].sum())
+    figures["undelivered_bytes"] = int(lost["payload_bytes"].sum())
     return figures
 
 

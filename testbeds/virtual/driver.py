@@ -330,11 +330,11 @@ class VirtualDriver:
         host.done = True
         host.processor.halt()  # what a cancelled daemon was computing ends with its role
         self._mark(host, 0, record.ROLE_END, host.node.role, 0)
-        if host.node.role == self._ends:
+        if all(other.done for other in self._hosts.values() if other.node.role == self._ends):
             self.kernel.stop()
 
     def run(self, ends: str) -> Outcome:
-        """Run every role until the one named `ends` returns.
+        """Run every role until the one named `ends` has returned on all of its nodes.
 
         Raises:
             DeadlockError: nobody can move and roles are unfinished.

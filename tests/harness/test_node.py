@@ -1046,3 +1046,37 @@ def test_keep_outlives_a_crash_and_plain_state_does_not():
         faults=[(2.0, "crash", "device-0"), (4.0, "rejoin", "device-0")],
     )
     assert seen == [(0.0, 0, {}), (4.0, 1, {"round": 1})]
+
+
+def test_an_earlier_rounds_straggler_is_late_even_if_it_does_not_take_part_now():
+    """device-1's update of round 1 comes at 2 s, while the server gathers round 2 from device-0 alone, until 4 s."""
+
+    async def first(node: Node) -> None:
+        await node.sleep(1)
+        node.post(SERVER, "update", None, round=1)
+        await node.sleep(3)
+        node.post(SERVER, "update", None, round=2)
+
+    async def second(node: Node) -> None:
+        await node.sleep(2)
+        node.post(SERVER, "update", None, round=1)
+
+    async def server(node: Node) -> None:
+        await node.gather("update", at_least=1, round=1)
+        gathered = await node.gather("update", from_=["device-0"], round=2)
+        assert node.now_s == 4.0
+        assert [message.src for message in gathered.late] == ["device-1"]
+
+    bench = run({"device-0": first, "device-1": second, "server": server})
+    assert bench.outcome.unread == 0
+
+
+def test_the_run_ends_when_the_last_node_of_the_ending_role_returns():
+    async def device(node: Node) -> None:
+        await node.sleep(1 if node.name == "device-0" else 3)
+
+    async def server(node: Node) -> None:
+        await node.recv("never")
+
+    bench = run({"device-0": device, "device-1": device, "server": server}, ends="device")
+    assert bench.outcome.end_s == 3.0
