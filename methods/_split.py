@@ -1,6 +1,6 @@
 """What the methods that train end to end across a cut share: one split iteration, seen from both sides.
 
-One iteration (split_baselines section 0): the device computes the activation of its block and sends it with the
+One iteration: the device computes the activation of its block and sends it with the
 labels; the server computes the loss, steps its block and returns the gradient; the device backpropagates and
 steps. Payload: up 4 x activation floats + 8 per label, down 4 x activation floats.
 """

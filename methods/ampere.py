@@ -3,8 +3,8 @@ block is trained on them: unidirectional inter-block training, no gradient ever 
 
 Source: Zhang, Varghese, Wong, Ampere: Communication-Efficient and High-Accuracy Split Federated Learning,
 arXiv:2507.07130. Only the abstract could be read: three phases in this order, a lightweight generated auxiliary
-network, one-shot activation transfer, consolidation on the server. ALL ELSE IS OUR READING (the team's sheet
-ampere.md), and each choice is a setting: the auxiliary network's form, the stop rule of phase 1, the epochs of
+network, one-shot activation transfer, consolidation on the server. ALL ELSE IS OUR READING, and
+each choice is a setting: the auxiliary network's form, the stop rule of phase 1, the epochs of
 phase 3, the cut.
 
     phase 1  FedAvg of (device block, auxiliary network) on the auxiliary loss
@@ -41,7 +41,7 @@ from methods._split import SplitConfig, check
 
 
 class Config(SplitConfig):
-    """Settings of Ampere; defaults as in the team's sheet, section 4.
+    """Settings of Ampere; defaults are our reading (the paper's are not public to us).
 
     Attributes:
         fraction: share of the devices that take part in a round of phase 1.

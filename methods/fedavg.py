@@ -1,7 +1,7 @@
 """FedAvg: devices train the whole model on their own data, the server averages.
 
 Source: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS 2017,
-arXiv:1602.05629 [memory: read from the team's sheet fl_baselines, section 1, not from the paper itself].
+arXiv:1602.05629 [memory: the paper recalled, not re-read].
 
 Messages, per round and chosen device: `weights` down (the model), `update` up (the model). Nothing else crosses.
 Payload bytes: rounds x chosen x 4 x (parameters + floating buffers) in each direction, plus headers.

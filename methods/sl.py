@@ -1,7 +1,7 @@
 """SL: split learning, one device after the other against one server block.
 
 Source: Gupta and Raskar, Distributed learning of deep neural network over multiple agents, JNCA 2018,
-arXiv:1810.06060 [memory: read from the team's sheet split_baselines, section 1].
+arXiv:1810.06060 [memory: the paper recalled, not re-read].
 
 Messages, per round and device: `weights` down and `update` up (the device block is handed over through the
 server), and per iteration `activation` up, `gradient` down. A round is the sum of the devices' turns; at any time

@@ -1,7 +1,7 @@
 """SplitFed V1: devices train in parallel through the cut, each with a server block of its own; both are averaged.
 
 Source: Thapa, Mahawaga Arachchige, Camtepe, Sun, SplitFed: When Federated Learning Meets Split Learning, AAAI
-2022, arXiv:2004.12088 [the team's sheet split_baselines, section 2; released code read for it, paper from memory].
+2022, arXiv:2004.12088 [released code read; the paper recalled, not re-read].
 
 Messages, per round and chosen device: `weights` down and `update` up (the device block); per iteration
 `activation` up (with the labels) and `gradient` down. Averaging the server's copies costs no network bytes.

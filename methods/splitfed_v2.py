@@ -1,10 +1,9 @@
 """SplitFed V2: as V1, but one server block that is stepped on every batch of every device and never averaged.
 
-Source: Thapa et al., AAAI 2022, arXiv:2004.12088 [the team's sheet split_baselines, section 2; released code read
-for it, paper from memory].
+Source: Thapa et al., AAAI 2022, arXiv:2004.12088 [released code read; the paper recalled, not re-read].
 
 Messages: the same as SplitFed V1's. Server memory does not grow with the devices, but the server block depends on
-the order in which batches are served, so the order is a setting: `fifo` serves arrivals (the sheet's default;
+the order in which batches are served, so the order is a setting: `fifo` serves arrivals (the default;
 weights then depend on device speeds), `round_robin` one batch per device in turn, `random` a random device's next
 batch, `per_device_epoch` one device's whole round after the other's, as the released code does.
 """

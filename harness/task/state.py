@@ -7,7 +7,7 @@ and added to (a tenth of a ResNet-18 step on a CPU).
 
 Integer buffers (batch normalisation's num_batches_tracked) stay where they are: nothing reads them unless a
 norm has momentum=None, so they are neither sent nor averaged, and the bytes of a model are
-4 x (parameters + floating buffers), as fl_baselines section 0.5 counts them.
+4 x (parameters + floating buffers).
 """
 
 from __future__ import annotations

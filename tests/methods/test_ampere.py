@@ -1,4 +1,4 @@
-"""Ampere: the checks of the team's sheet (ampere.md, section 9), bytes by its section 7, and what can go wrong.
+"""Ampere: the checks that show it works, bytes by formula, and what can go wrong.
 
 VGG-5 on digits [1, 8, 8], floats of the device block and of its half-width auxiliary network, batch norm's buffers
 included, and floats per sample at the cut:
@@ -90,7 +90,7 @@ def test_payload_bytes_are_those_of_section_7(run: Runner, helpers: Any, mode: s
     assert done.adds_up()
 
 
-def test_parameter_counts_agree_with_the_sheet(run: Runner) -> None:
+def test_parameter_counts_agree_with_our_arithmetic(run: Runner) -> None:
     """Section 7's table, CIFAR, VGG-5 at cut 1: 960 and 29,802 parameters; batch norm adds 2 x 32 buffers to each."""
     done = run("ampere", mode="timing", task={"data": "cifar10"}, training={"rounds": 1})
     assert done.payload_bytes("update") == 3 * (4 * (960 + 64 + 29_802 + 64) + HEADER_BYTES)

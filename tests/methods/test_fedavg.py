@@ -22,7 +22,7 @@ from harness.message import HEADER_BYTES
 
 VGG5_DIGITS = 448 + 18_752 + 37_184 + 32_896 + 1_290
 VGG5_CIFAR = 582_346 + 2 * (32 + 64 + 64)
-"""582,346 parameters is the sheet's own count (split_baselines, section 0); batch norm adds its two buffers."""
+"""582,346 parameters is the count of the public code's VGG-5; batch norm adds its two buffers."""
 
 Runner = Callable[..., Any]
 UNEQUAL = {"partition": {"kind": "dirichlet", "alpha": 0.3, "samples": 101, "min_samples": 5}}
@@ -44,7 +44,7 @@ def test_payload_is_one_model_each_way_per_round_and_device(run: Runner, mode: s
     assert done.adds_up()
 
 
-def test_payload_on_cifar_shapes_agrees_with_the_sheets_parameter_count(run: Runner) -> None:
+def test_payload_on_cifar_shapes_agrees_with_the_known_parameter_count(run: Runner) -> None:
     done = run("fedavg", mode="timing", task={"data": "cifar10"}, training={"rounds": 1})
     assert done.payload_bytes("update") == 3 * (4 * VGG5_CIFAR + HEADER_BYTES)
 

@@ -147,7 +147,7 @@ def test_only_the_default_order_is_announced_as_dependent_on_speeds() -> None:
 
 
 def test_a_round_takes_as_long_as_the_slower_of_server_and_devices(run: Runner, board: Any) -> None:
-    """sheet, check 5: V2 ~ max(device path, K x server time); both bounds from below, their sum from above."""
+    """V2 ~ max(device path, K x server time); both bounds from below, their sum from above."""
     for slowness in (2**-10, 1, 64):
         done = run(
             "splitfed_v2",
