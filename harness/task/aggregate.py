@@ -27,7 +27,7 @@ def weighted_average(states: list[State], weights: list[float]) -> State:
 
 
 def shares(samples: list[int], weighting: str) -> list[float]:
-    """Return each update's weight: n_k / sum n, or 1 / K for "uniform"; published code disagrees, see docs/methods.md."""
+    """Return each update's weight: n_k / sum n, or 1 / K for "uniform"; codes disagree, see docs/methods.md."""
     if weighting == "uniform":
         return [1.0 / len(samples)] * len(samples)
     total = sum(samples)

@@ -3,7 +3,7 @@
 `FlatState` re-points every parameter and floating buffer of a module into one contiguous tensor: parameters
 first, then floating buffers. Copying, averaging and sending a model is then one operation on one tensor. Gradients
 stay apart, one per parameter: autograd hands them over without a copy, where a flat buffer would have to be zeroed
-and added to (a tenth of a ResNet-18 step on a CPU).
+and added to.
 
 Integer buffers (batch normalisation's num_batches_tracked) stay where they are: nothing reads them unless a
 norm has momentum=None, so they are neither sent nor averaged, and the bytes of a model are
