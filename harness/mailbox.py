@@ -317,7 +317,3 @@ class Mailbox:
             for waiter in list(waiting):
                 if waiter.lose(peer, error):
                     self.forget(waiter)
-
-    def unread_messages(self) -> list[Message]:
-        """Return what nobody has read, in arrival order per tag."""
-        return [message for box in self.unread.values() for message in box]

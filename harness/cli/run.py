@@ -74,8 +74,11 @@ def _run_all(name: str, specs: list[experiment.RunSpec], store: Store, root: Pat
             kept = store.complete(name, spec.id)
             began = time.monotonic()
 
+            def progress(seconds: float, what: str = what) -> None:
+                bar.update(task, description=f"{what}, at {seconds:,.0f} s")
+
             def go(recorder: Recorder, spec: experiment.RunSpec = spec) -> Outcome:
-                return execute(spec, recorder, root)
+                return execute(spec, recorder, root, progress)
 
             if kept is not None:
                 run = store.relabel(kept, spec.swept, spec.target_accuracy)

@@ -270,15 +270,6 @@ class Hub:
             self.remove(flow)
         return flows
 
-    def rate_of(self, flow: Flow) -> float:
-        """Return the rate at which a flow is served now, in bytes per second."""
-        if self._solo is flow:
-            return self._solo_rate
-        assert flow.bundle is not None
-        klass = flow.bundle.klass
-        assert klass is not None
-        return self.level if klass.level else klass.cap
-
     def _advance(self) -> None:
         """Bring the level clock up to now."""
         now = self._clock.now
