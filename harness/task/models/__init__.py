@@ -3,8 +3,10 @@
     registry      names() and build(): find a model by name, or load a user's own
     describe      parameters, multiply-accumulates, shapes at a cut
     auxiliary     the small local network trained behind a device block
-    blocks, heads, residual_blocks, token_blocks      what the models are made of
-    vgg_5, resnet_18, ...                             one file per model: INFO and build()
+    blocks, heads, residual_blocks, token_blocks, window_blocks      what the models are made of
+    residual_networks, mobile_networks, vggs,
+    vision_transformers, text_transformers                           what the models of one family share
+    vgg_5, resnet_18, ...                                            one file per model: INFO and build()
 
 A composite block is what a split may not cut through: convolution with its norm, activation and pooling is
 one, a residual block is one, a transformer encoder block is one. For any `1 <= p < len(model)`, `model[:p]`

@@ -23,6 +23,7 @@ HALVE: Pool = (2, 2, 0)
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
     "hardswish": nn.Hardswish,
     "gelu": nn.GELU,
     "none": nn.Identity,
@@ -38,7 +39,7 @@ def narrow(size: int, width: float) -> int:
 
 
 def activation_layer(name: str) -> nn.Module:
-    """Return the activation called `name` ("relu", "hardswish", "gelu", "none"); ConfigError if unknown."""
+    """Return the activation called `name` ("relu", "relu6", "hardswish", "gelu", "none"); ConfigError if unknown."""
     if name not in _ACTIVATIONS:
         raise ConfigError(f"unknown activation {name!r}{suggestion(name, _ACTIVATIONS)}")
     return _ACTIVATIONS[name]()

@@ -10,21 +10,25 @@ import functools
 from torch import Tensor, nn
 
 from harness.task.models.blocks import FeaturePool
-from harness.task.models.token_blocks import TokenPool, token_linear
+from harness.task.models.token_blocks import LAYER_NORM_EPS, TokenPool, token_linear
 
 
 class Head(nn.Module):
-    """Classifier of maps and vectors: [B, C, ...] or [B, F] -> logits [B, K]; `pool` as in `FeaturePool`."""
+    """Classifier of maps and vectors: [B, C, ...] or [B, F] -> logits [B, K].
 
-    def __init__(self, in_features: int, num_classes: int, *, pool: str = "none") -> None:
+    `pool` as in `FeaturePool`; `dropout` is the probability of dropping a pooled feature, 0 to 1.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, *, pool: str = "none", dropout: float = 0.0) -> None:
         super().__init__()
-        self._remake = functools.partial(type(self), in_features, pool=pool)
+        self._remake = functools.partial(type(self), in_features, pool=pool, dropout=dropout)
         self.pool = FeaturePool(pool)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear = nn.Linear(in_features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, K]."""
-        out: Tensor = self.linear(self.pool(x))
+        out: Tensor = self.linear(self.dropout(self.pool(x)))
         return out
 
     def renewed(self, num_classes: int) -> Head:
@@ -35,10 +39,10 @@ class Head(nn.Module):
 class TokenHead(nn.Module):
     """Classifier of a sequence: norm and pooling as in `TokenPool`, then linear; [B, L, D] -> [B, K]."""
 
-    def __init__(self, dim: int, num_classes: int, *, pool: str) -> None:
+    def __init__(self, dim: int, num_classes: int, *, pool: str, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
-        self._remake = functools.partial(type(self), dim, pool=pool)
-        self.pool = TokenPool(dim, pool)
+        self._remake = functools.partial(type(self), dim, pool=pool, eps=eps)
+        self.pool = TokenPool(dim, pool, eps=eps)
         self.linear = token_linear(dim, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from harness.task.models.blocks import Norm
 RANKS = {"image": 3, "signal": 2, "tokens": 1}
 """Kinds of data and the number of dimensions of one sample: [C, H, W], [C, L] and [L]."""
 
+SMALL_PIXELS = 64
+"""Images up to this side are small: ResNets get a gentler stem, transformers smaller patches."""
+
 NORMS: tuple[str, ...] = get_args(Norm)
 """What may normalise a convolution: batch norm, group norm, nothing."""
 
@@ -22,6 +25,11 @@ class ModelInfo:
     title: str
     paper: str
     kinds: tuple[str, ...]
+
+
+def is_small(input_shape: tuple[int, ...]) -> bool:
+    """Return whether the longer side of an image [C, H, W] is at most `SMALL_PIXELS`."""
+    return max(input_shape[1:]) <= SMALL_PIXELS
 
 
 def require_at_least(title: str, input_shape: tuple[int, ...], smallest: int) -> None:

@@ -1,4 +1,4 @@
-"""Composite blocks with a shortcut: ResNet's basic block and MobileNetV3's inverted residual.
+"""Composite blocks with a shortcut: ResNet's basic block and bottleneck, and MobileNet's inverted residual.
 
 Shapes: B batch, C channels, H and W height and width, E expanded channels.
 """
@@ -21,6 +21,9 @@ class ResidualBlock(nn.Module):
     Source: He et al. 2016, arXiv:1512.03385, figure 5 left.
     """
 
+    expansion = 1
+    """C_out over the channels that the paper's table 1 gives a stage's 3x3 convolutions."""
+
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, norm: str = "batch") -> None:
         super().__init__()
         self.out_channels = out_channels
@@ -39,6 +42,40 @@ class ResidualBlock(nn.Module):
 
     def narrowed(self, width: float) -> tuple[nn.Module, ...]:
         """Return a fresh copy with `width` times the channels in both convolutions, same stride and norm."""
+        return (self._remake(out_channels=narrow(self.out_channels, width)),)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolution and a shortcut: [B, C_in, H, W] -> [B, C_out, H/stride, W/stride].
+
+    The first two convolutions have a quarter of C_out. The 3x3 convolution has the stride ("v1.5", as in timm and
+    torchvision, where the paper has it on the first 1x1). Shortcut and biases as in `ResidualBlock`.
+
+    Source: He et al. 2016, arXiv:1512.03385, figure 5 right.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1, *, norm: str = "batch") -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self._remake = functools.partial(type(self), in_channels, stride=stride, norm=norm)
+        make = functools.partial(ConvBlock, norm=norm, bias=norm == "none")
+        inner = max(1, out_channels // self.expansion)
+        self.first = make(in_channels, inner, 1)
+        self.second = make(inner, inner, 3, stride)
+        self.third = make(inner, out_channels, 1, activation="none")
+        same = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same else make(in_channels, out_channels, 1, stride, activation="none")
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(convolutions(x) + shortcut(x))."""
+        out: Tensor = self.activation(self.third(self.second(self.first(x))) + self.shortcut(x))
+        return out
+
+    def narrowed(self, width: float) -> tuple[nn.Module, ...]:
+        """Return a fresh copy with `width` times the channels in all three convolutions, same stride and norm."""
         return (self._remake(out_channels=narrow(self.out_channels, width)),)
 
 
@@ -70,13 +107,15 @@ class InvertedResidual(nn.Module):
 
     [B, C_in, H, W] -> [B, C_out, H/stride, W/stride].
 
-    No expansion where E = C_in; a shortcut where the shape stays. The norm has eps 0.001.
+    No expansion where E = C_in; a shortcut where the shape stays.
 
-    Source: Howard et al. 2019, arXiv:1905.02244, figure 4.
+    Source: Sandler et al. 2018, arXiv:1801.04381, figure 4 d; with squeeze-excitation Howard et al. 2019,
+    arXiv:1905.02244, figure 4.
 
     Args:
         expanded_channels: E.
         squeeze: whether squeeze-excitation follows the depthwise convolution.
+        eps: the norm's; torchvision has 0.001 in MobileNetV3 and 1e-5 in MobileNetV2.
     """
 
     def __init__(
@@ -90,6 +129,7 @@ class InvertedResidual(nn.Module):
         squeeze: bool,
         activation: str,
         norm: str = "batch",
+        eps: float = 0.001,
     ) -> None:
         super().__init__()
         self.out_channels = out_channels
@@ -102,8 +142,9 @@ class InvertedResidual(nn.Module):
             squeeze=squeeze,
             activation=activation,
             norm=norm,
+            eps=eps,
         )
-        make = functools.partial(ConvBlock, norm=norm, bias=norm == "none", eps=0.001)
+        make = functools.partial(ConvBlock, norm=norm, bias=norm == "none", eps=eps)
         self.expand = (
             nn.Identity()
             if expanded_channels == in_channels

@@ -17,15 +17,15 @@ from harness.task.models.blocks import narrow
 
 PAD_ID = 0
 """The token id that fills a text up to the sequence length."""
-_LAYER_NORM_EPS = 1e-6
-_WEIGHT_STD = 0.02  # Dosovitskiy et al. 2021 and Devlin et al. 2019 both start here
-_HIDDEN_SCORE = -1e4  # for padded keys: exp() of it is 0 and, unlike -inf, an all-padded row stays finite
+LAYER_NORM_EPS = 1e-6
+WEIGHT_STD = 0.02  # Dosovitskiy et al. 2021 and Devlin et al. 2019 both start here
+HIDDEN_SCORE = -1e4  # for padded keys: exp() of it is 0 and, unlike -inf, an all-padded row stays finite
 
 
 def token_linear(in_features: int, out_features: int, *, bias: bool = True) -> nn.Linear:
     """Return a linear layer with truncated-normal weights (std 0.02) and zero bias."""
     linear = nn.Linear(in_features, out_features, bias=bias)
-    nn.init.trunc_normal_(linear.weight, std=_WEIGHT_STD)
+    nn.init.trunc_normal_(linear.weight, std=WEIGHT_STD)
     if bias:
         nn.init.zeros_(linear.bias)
     return linear
@@ -47,8 +47,8 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Conv2d(in_channels, dim, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.positions = nn.Parameter(torch.zeros(1, 1 + num_patches, dim))
-        nn.init.trunc_normal_(self.class_token, std=_WEIGHT_STD)
-        nn.init.trunc_normal_(self.positions, std=_WEIGHT_STD)
+        nn.init.trunc_normal_(self.class_token, std=WEIGHT_STD)
+        nn.init.trunc_normal_(self.positions, std=WEIGHT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, 1 + patches, D]."""
@@ -68,8 +68,8 @@ class TokenEmbedding(nn.Module):
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, dim)
         self.positions = nn.Parameter(torch.zeros(1, length, dim))
-        nn.init.trunc_normal_(self.tokens.weight, std=_WEIGHT_STD)
-        nn.init.trunc_normal_(self.positions, std=_WEIGHT_STD)
+        nn.init.trunc_normal_(self.tokens.weight, std=WEIGHT_STD)
+        nn.init.trunc_normal_(self.positions, std=WEIGHT_STD)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, L, D] for ids [B, L]."""
@@ -123,9 +123,9 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.dim, self.mlp_dim, self.masked = dim, mlp_dim, masked
         self._remake = functools.partial(type(self), dim, heads, masked=masked)
-        self.attention_norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+        self.attention_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.attention = MultiHeadAttention(dim, heads)
-        self.mlp_norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+        self.mlp_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = nn.Sequential(token_linear(dim, mlp_dim), nn.GELU(), token_linear(mlp_dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class EncoderBlock(nn.Module):
         real = real_positions(x) if self.masked else None
         offset = None
         if real is not None:
-            offset = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, _HIDDEN_SCORE)[:, None, None, :]
+            offset = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, HIDDEN_SCORE)[:, None, None, :]
         x = x + self.attention(self.attention_norm(x), offset)
         x = x + self.mlp(self.mlp_norm(x))
         return x if real is None else x.masked_fill(~real.unsqueeze(-1), 0.0)
@@ -156,14 +156,15 @@ class TokenPool(nn.Module):
     """Layer norm and pooling of a sequence, [B, L, D] -> [B, D].
 
     "cls" takes the first position, "mean" averages the positions that are not padding (0 where all are).
+    `eps` is the layer norm's.
     """
 
-    def __init__(self, dim: int, pool: str) -> None:
+    def __init__(self, dim: int, pool: str, *, eps: float = LAYER_NORM_EPS) -> None:
         super().__init__()
         if pool not in ("cls", "mean"):
             raise ConfigError(f"unknown pooling of tokens {pool!r}{suggestion(pool, ('cls', 'mean'))}")
         self.pool = pool
-        self.norm = nn.LayerNorm(dim, eps=_LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [B, D]."""

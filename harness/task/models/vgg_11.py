@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 from torch import nn
 
-from harness.task.models.blocks import HALVE, ConvBlock, Dense
-from harness.task.models.heads import Head
-from harness.task.models.model_info import ModelInfo, require_at_least
+from harness.task.models.model_info import ModelInfo
+from harness.task.models.vggs import vgg
 
 INFO = ModelInfo("VGG-11", "Simonyan & Zisserman 2015, arXiv:1409.1556, table 1 A", ("image",))
 
@@ -27,20 +25,5 @@ CONVOLUTIONS = (
 
 
 def build(input_shape: tuple[int, ...], num_classes: int, *, norm: str = "batch", **_: Any) -> nn.Sequential:
-    """Return VGG-11 for images [C, H, W] of 32x32 or more; 11 blocks; ConfigError on a smaller one.
-
-    The dense part takes the last feature map as it is: 512 features at 32x32, 25,088 at 224x224 (as in the
-    paper). With `norm="none"` it is the paper's network. Biases throughout; dropout 0.5 behind the two hidden
-    dense layers.
-    """
-    require_at_least(INFO.title, input_shape, 32)
-    channels, height, width = input_shape
-    blocks: OrderedDict[str, nn.Module] = OrderedDict()
-    for number, (out_channels, pooled) in enumerate(CONVOLUTIONS, start=1):
-        blocks[f"conv{number}"] = ConvBlock(channels, out_channels, norm=norm, pool=HALVE if pooled else None)
-        channels = out_channels
-    features = channels * (height // 32) * (width // 32)
-    blocks["fc1"] = Dense(features, 4096, dropout=0.5, pool="flatten")
-    blocks["fc2"] = Dense(4096, 4096, dropout=0.5)
-    blocks["fc3"] = Head(4096, num_classes)
-    return nn.Sequential(blocks)
+    """Return VGG-11 for images [C, H, W] of 32x32 or more; 11 blocks; details and errors as in `vgg`."""
+    return vgg(INFO, CONVOLUTIONS, input_shape, num_classes, norm)

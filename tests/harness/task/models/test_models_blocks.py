@@ -16,7 +16,7 @@ from harness.task.models.blocks import (
     norm_layer,
 )
 from harness.task.models.heads import Head
-from harness.task.models.residual_blocks import InvertedResidual, ResidualBlock, SqueezeExcitation
+from harness.task.models.residual_blocks import Bottleneck, InvertedResidual, ResidualBlock, SqueezeExcitation
 
 
 @pytest.mark.parametrize(("size", "width", "expected"), [(64, 0.5, 32), (1, 0.5, 1), (10, 0.01, 1), (5, 1.0, 5)])
@@ -39,6 +39,8 @@ def test_narrowed_convolution_keeps_everything_but_the_output_channels():
         (ConvBlock1d(3, 8, 5, pool=HALVE), (2, 3, 8), (2, 4, 4)),
         (ResidualBlock(8, 8), (2, 8, 4, 4), (2, 4, 4, 4)),
         (ResidualBlock(8, 16, 2), (2, 8, 4, 4), (2, 8, 2, 2)),
+        (Bottleneck(16, 16), (2, 16, 4, 4), (2, 8, 4, 4)),
+        (Bottleneck(8, 16, 2), (2, 8, 4, 4), (2, 8, 2, 2)),
         (InvertedResidual(8, 24, 8, 3, 1, squeeze=True, activation="relu"), (2, 8, 4, 4), (2, 4, 4, 4)),
         (Dense(32, 10, pool="flatten", dropout=0.5), (2, 8, 2, 2), (2, 5)),
         (Dense(8, 10, pool="gap"), (2, 8, 2, 2), (2, 5)),
@@ -57,6 +59,21 @@ def test_shortcut_of_a_residual_block_is_a_convolution_only_where_the_shape_chan
     assert isinstance(ResidualBlock(8, 8).shortcut, nn.Identity)
     assert isinstance(ResidualBlock(8, 8, 2).shortcut, ConvBlock)
     assert isinstance(ResidualBlock(8, 8).narrowed(0.5)[0].shortcut, ConvBlock)
+
+
+def test_bottleneck_has_a_quarter_of_the_channels_and_the_stride_on_the_3x3():
+    block = Bottleneck(8, 64, 2)
+    layers = [layer.conv for layer in (block.first, block.second, block.third, block.shortcut)]
+    assert [layer.kernel_size[0] for layer in layers] == [1, 3, 1, 1]
+    assert [layer.stride[0] for layer in layers] == [1, 2, 1, 2]
+    assert [layer.out_channels for layer in layers] == [16, 16, 64, 64]
+    assert isinstance(Bottleneck(64, 64).shortcut, nn.Identity)
+    assert isinstance(Bottleneck(64, 64).narrowed(0.5)[0].shortcut, ConvBlock)
+
+
+def test_narrowed_inverted_residual_keeps_its_eps():
+    (half,) = InvertedResidual(8, 24, 8, 3, 1, squeeze=False, activation="relu6", eps=1e-5).narrowed(0.5)
+    assert {layer.eps for layer in half.modules() if isinstance(layer, nn.BatchNorm2d)} == {1e-5}
 
 
 def test_inverted_residual_adds_its_input_only_where_the_shape_stays():
@@ -108,8 +125,17 @@ def test_gap_is_the_mean_over_all_positions():
     assert FeaturePool("gap")(torch.ones(2, 3)).shape == (2, 3)
 
 
-def test_head_renewed_keeps_its_pooling():
+def test_head_renewed_keeps_its_pooling_and_dropout():
     assert str(Head(8, 10, pool="gap").renewed(3)) == str(Head(8, 3, pool="gap"))
+    head = Head(8, 10, pool="gap", dropout=0.2).renewed(3)
+    assert head.dropout.p == 0.2
+    assert str(head) == str(Head(8, 3, pool="gap", dropout=0.2))
+
+
+def test_head_drops_features_in_training_only():
+    head, x = Head(50, 3, dropout=0.5), torch.randn(2, 50)
+    assert not torch.equal(head.train()(x), head(x))
+    assert torch.equal(head.eval()(x), head.linear(x))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_runs import record_all, tiny
 from torch import nn
 
 import harness.task.models as package
@@ -17,6 +18,11 @@ def build(input_shape, num_classes):
 def texts(input_shape, num_classes, vocabulary, norm="batch"):
     embedding = nn.Embedding(vocabulary, 4)
     return nn.Sequential(embedding, nn.Flatten(), nn.Linear(4 * input_shape[0], num_classes))
+
+def image(input_shape, num_classes):
+    channels, height, width = input_shape
+    front = nn.Sequential(nn.Conv2d(channels, 4, 3, padding=1), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(front, nn.Linear(4 * height * width, num_classes))
 
 def plain(input_shape, num_classes):
     return nn.Linear(3, num_classes)
@@ -116,3 +122,24 @@ def test_a_users_file_is_found_by_its_full_path(users_file):
 def test_a_users_mistake_is_named(name, message):
     with pytest.raises(ConfigError, match=message):
         build(name, "signal", (7, 1), 3)
+
+
+@pytest.mark.usefixtures("users_file")
+@pytest.mark.parametrize("mode", ["timing", "learn"])
+def test_a_users_own_model_runs_whole_and_split(tmp_path, mode):
+    """On digits, 8x8 in 10 classes, the whole model has 40 + 2,570 parameters, its front 40."""
+    task = {"data": "digits", "model": "./mine.py:image", "partition": {"samples": 160}, "test_samples": 32}
+    methods = ["fedavg", {"name": "splitfed_v1", "split_point": 1}]
+    whole, split = record_all(tmp_path / "runs", tiny(mode=mode, task=task, methods=methods))
+    assert whole.summary["makespan_s"] > 0
+    # two devices each send their weights up once, with some bytes of header
+    assert 0 <= whole.summary["payload_up_bytes"] - 2 * 4 * 2610 < 1000
+    # 80 samples per device: an activation of 4 x 64 numbers and a label of 8 bytes each; then 40 weights
+    assert 0 <= split.summary["payload_up_bytes"] - 2 * (80 * (4 * 256 + 8) + 4 * 40) < 5000
+
+
+@pytest.mark.usefixtures("users_file")
+def test_a_users_own_model_is_read_again_when_its_file_has_changed(users_file):
+    assert len(build("./mine.py:build", "signal", (7, 1), 3)) == 2
+    users_file.write_text(USERS_FILE.replace("nn.Flatten(), ", "nn.Flatten(), nn.ReLU(), "))
+    assert len(build("./mine.py:build", "signal", (7, 1), 3)) == 3

@@ -1,0 +1,22 @@
+"""ViT-Base: patch embedding, 12 encoder blocks and a head on the class token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from harness.task.models.model_info import ModelInfo
+from harness.task.models.vision_transformers import vision_transformer
+
+INFO = ModelInfo("ViT-Base", "Dosovitskiy et al. 2021, arXiv:2010.11929, table 1", ("image",))
+
+DIM, HEADS = 768, 12
+
+
+def build(input_shape: tuple[int, ...], num_classes: int, **_: Any) -> nn.Sequential:
+    """Return ViT-Base for images [C, H, W]; 14 blocks; patches and errors as in `vision_transformer`.
+
+    `norm` does not apply: layer norm stays.
+    """
+    return vision_transformer(INFO, DIM, HEADS, input_shape, num_classes)
