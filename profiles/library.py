@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import ProfileError, suggestion
 from profiles.device import BoardFile, DeviceProfile
-from profiles.figure import FigureRow, unit
+from profiles.figure import Figure, FigureRow, unit
 from profiles.network import NetworkFile, NetworkProfile
 from profiles.reading import check, read_mapping
 
@@ -62,7 +62,7 @@ def network(profile_id: str) -> NetworkProfile:
 
 
 def describe(profile_id: str) -> list[FigureRow]:
-    """Return the figures of a device or network profile as rows, in the profile's order.
+    """Return the figures of a device or network profile as rows, in the profile's order, then its measured steps.
 
     Raises:
         ProfileError: no such profile, mode or file, or the file is not valid.
@@ -70,11 +70,18 @@ def describe(profile_id: str) -> list[FigureRow]:
     user = _USER_FILE.fullmatch(profile_id)
     is_network = "technology" in _user_mapping(user["path"]) if user else profile_id in _index("networks")
     if is_network:
-        figures = _network_file(profile_id).figures.given()
+        figures = dict(_network_file(profile_id).figures.given())
     else:
         board, mode = _board(profile_id, among=networks(), kind="device or network")
         figures = board.mode_figures(mode)
-    return [FigureRow(key, figure.value, unit(key), figure.status, figure.source) for key, figure in figures.items()]
+        for step in board.measured_steps(mode):
+            figures[f"step of {step.network}, batch {step.batch}"] = step.step_s
+    return [_row(key, figure) for key, figure in figures.items()]
+
+
+def _row(key: str, figure: Figure) -> FigureRow:
+    symbol = "s" if key.startswith("step of ") else unit(key)
+    return FigureRow(key, figure.value, symbol, figure.status, figure.source)
 
 
 def _board(profile_id: str, among: Iterable[str] = (), kind: str = "device") -> tuple[BoardFile, str | None]:

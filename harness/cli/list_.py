@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Callable
+from typing import get_args
 
 import pandas as pd
 
@@ -12,6 +14,7 @@ from harness.cli import common
 from harness.task import data, models
 from plots import gallery
 from profiles import library
+from profiles.figure import Status
 
 HELP = "list methods, models, data sets, profiles, testbeds, figures, experiments"
 
@@ -47,9 +50,26 @@ def _data() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _profiles() -> pd.DataFrame:
-    rows = [{"profile": name, "kind": "device", "title": library.device(name).title} for name in library.devices()]
-    rows += [{"profile": name, "kind": "network", "title": library.network(name).title} for name in library.networks()]
+def _devices() -> pd.DataFrame:
+    """Return the device profiles with how firm each is: figures and measured steps by status."""
+    rows: list[dict[str, str | int]] = []
+    for name in library.devices():
+        device, counts = library.device(name), Counter(row.status for row in library.describe(name))
+        row: dict[str, str | int] = {"profile": name, "kind": device.processor, "title": device.title}
+        row["tier"] = "roofline" if device.flops_per_s is None else "scalar"
+        row["memory"] = f"{device.memory_bytes / 2**30:g} GiB"
+        row |= {_STATUSES[status]: counts[status] or "" for status in _STATUSES}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _networks() -> pd.DataFrame:
+    rows = []
+    for name in library.networks():
+        network = library.network(name)
+        row = {"profile": name, "kind": "network", "title": network.title, "up": f"{network.up_bps / 1e6:.4g} Mb/s"}
+        row |= {"down": f"{network.down_bps / 1e6:.4g} Mb/s", "rtt": f"{network.rtt_s * 1e3:.4g} ms"}
+        rows.append(row | {"shared": "yes" if network.shared_medium else ""})
     return pd.DataFrame(rows)
 
 
@@ -61,14 +81,15 @@ def _experiments() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_LISTS: dict[str, Callable[[], pd.DataFrame]] = {
-    "methods": _methods,
-    "models": _models,
-    "data": _data,
-    "profiles": _profiles,
-    "testbeds": lambda: pd.DataFrame({"testbed": testbed.names()}),
-    "figures": lambda: pd.DataFrame({"figure": gallery.names()}),
-    "experiments": _experiments,
+_STATUSES: dict[Status, str] = {status: status for status in get_args(Status)} | {"memory": "recalled"}
+_LISTS: dict[str, tuple[Callable[[], pd.DataFrame], ...]] = {
+    "methods": (_methods,),
+    "models": (_models,),
+    "data": (_data,),
+    "profiles": (_devices, _networks),
+    "testbeds": (lambda: pd.DataFrame({"testbed": testbed.names()}),),
+    "figures": (lambda: pd.DataFrame({"figure": gallery.names()}),),
+    "experiments": (_experiments,),
 }
 
 
@@ -78,5 +99,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    common.show(_LISTS[args.what](), args.format)
+    tables = [table() for table in _LISTS[args.what]]
+    if args.format is not None:  # one table, for programs
+        whole = pd.concat(tables, ignore_index=True).astype(object)
+        tables = [whole.where(whole.notna(), "")]
+    for table in tables:
+        common.show(table, args.format)
     return 0

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
-from harness.cost.work import Work
+from harness.cost.work import Kind, Operators, Phase, Work
 
 aten = torch.ops.aten
 
@@ -52,11 +52,26 @@ def _bytes(values: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tree_iter(values) if isinstance(t, torch.Tensor))
 
 
-def _groups(packet: Any, args: tuple[Any, ...]) -> tuple[int, int]:
-    """Return (groups, input channels) of a convolution's arguments."""
+def _depthwise(packet: Any, args: tuple[Any, ...]) -> bool:
+    """Whether a convolution has one group per input channel, and more than one."""
+    groups, source = (args[8], args[0]) if packet is aten.convolution else (args[9], args[1])
+    return bool(groups > 1 and groups == source.shape[1])
+
+
+def _convolution_flops(packet: Any, args: tuple[Any, ...], out: Any) -> float:
+    """Count a convolution's multiply-adds, two each; torch's own counter forgets the groups going backward.
+
+    Every weight meets every pixel of the output (of the input, where transposed) once in the forward pass, and
+    once for each of the two gradients, input's and weight's, that the backward pass is asked for.
+    """
     if packet is aten.convolution:
-        return int(args[8]), int(args[0].shape[1])
-    return int(args[9]), int(args[1].shape[1])
+        pixels, weight, transposed, passes = out, args[1], args[6], 1
+        source = args[0]
+    else:
+        pixels, source, weight, transposed = args[0], args[1], args[2], args[7]
+        passes = sum(args[10][:2])
+    numel = int((source if transposed else pixels).numel())
+    return 2.0 * numel * int(weight[0].numel()) * passes
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -64,11 +79,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.conv_flops = self.matmul_flops = self.flops = 0.0
-        self.depthwise_bytes = self.norm_bytes = self.other_bytes = 0.0
-        self.operators = 0
         self.live_bytes = 0
         self.peak_bytes = 0
+        self.random = False
+        self._counts: dict[tuple[Kind, Phase, float, float], int] = {}
+        self._phase: Phase = "forward"
         self._alive: dict[int, tuple[weakref.ref[Any], int]] = {}
         self._mutated: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -82,30 +97,22 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._mutated.setdefault(id(target), (target, target._version))
         out = func(*args, **kwargs)
         self._allocated(out, args)
+        self.random = self.random or torch.Tag.nondeterministic_seeded in func.tags
         packet = func._overloadpacket
-        if func.is_view or packet in _FREE:
-            return out
-        self.operators += 1
-        flops = 0.0
-        if packet in flop_registry:
-            flops = float(flop_registry[packet](*args, **kwargs, out_val=out))
-            self.flops += flops
-        if packet in _CONVOLUTION:
-            groups, channels = _groups(packet, args)
-            if groups > 1 and groups == channels:
-                self.depthwise_bytes += _bytes((args, kwargs, out))
-            else:
-                self.conv_flops += flops
-        elif packet in _MATMUL:
-            self.matmul_flops += flops
-        elif packet in _NORM:
-            # per-channel statistics are left out: which of them an operator returns differs between devices
-            self.norm_bytes += _bytes((args, kwargs, out[0]))
-        elif packet in _GATHER:
-            self.other_bytes += 2 * _bytes(out) + _bytes(args[1:])
-        else:
-            self.other_bytes += _bytes((args, kwargs, out))
+        if not func.is_view and packet not in _FREE and func.namespace != "profiler":
+            kind, flops, moved = _classify(packet, args, kwargs, out)
+            group = (kind, self._next_phase(), flops, moved)
+            self._counts[group] = self._counts.get(group, 0) + 1
         return out
+
+    def _next_phase(self) -> Phase:
+        """Return the phase of the operator that is running."""
+        if torch._C._current_autograd_node() is not None:
+            self._phase = "backward"
+            return "backward"
+        if self._phase == "backward":
+            self._phase = "update"
+        return self._phase
 
     def _allocated(self, out: Any, args: tuple[Any, ...]) -> None:
         """Follow the storages that operators allocate until they are freed."""
@@ -136,19 +143,28 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             tensors, versions = zip(*reversed(self._mutated.values()), strict=True)
             torch._C._autograd._unsafe_set_version_counter(tensors, versions)
 
-    def work(self, kept_bytes: int = 0) -> Work:
+    def work(self, kept_bytes: int = 0, network: str = "") -> Work:
         """Return the totals so far."""
-        return Work(
-            conv_flops=self.conv_flops,
-            matmul_flops=self.matmul_flops,
-            depthwise_bytes=self.depthwise_bytes,
-            norm_bytes=self.norm_bytes,
-            other_bytes=self.other_bytes,
-            operators=self.operators,
-            flops=self.flops,
-            peak_bytes=self.peak_bytes,
-            kept_bytes=kept_bytes,
-        )
+        operators = tuple(Operators(*group, count) for group, count in self._counts.items())
+        return Work(operators, self.peak_bytes, kept_bytes, network, self.random)
+
+
+def _classify(packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> tuple[Kind, float, float]:
+    """Return an operator's kind, floating-point operations and bytes moved."""
+    moved = float(_bytes((args, kwargs, out)))
+    if packet in _CONVOLUTION:
+        flops = _convolution_flops(packet, args, out)
+        if not _depthwise(packet, args):
+            return "conv", flops, moved
+        return ("depthwise" if packet is aten.convolution else "depthwise_backward"), flops, moved
+    if packet in _MATMUL:
+        return "matmul", float(flop_registry[packet](*args, **kwargs, out_val=out)), moved
+    if packet in _NORM:
+        # per-channel statistics are left out: which of them an operator returns differs between devices
+        moved = float(_bytes((args, kwargs, out[0])))
+    elif packet in _GATHER:
+        moved = float(2 * _bytes(out) + _bytes(args[1:]))
+    return "memory", 0.0, moved
 
 
 _GRAPH_BYTES = "_ammeter_graph_bytes"
@@ -161,6 +177,8 @@ def _graphs(tree: Any) -> list[torch.Tensor]:
 def trace(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Work]:
     """Run `fn(*args)` once and return its value and its work.
 
+    A method of an object with a `network` (see `Work`) is a part of that network.
+
     A returned tensor with an autograd graph keeps that graph's memory until a later computation takes the
     tensor as an argument: the first is charged `kept_bytes`, the second releases them (our accounting rule;
     a graph that is dropped unused stays charged).
@@ -171,7 +189,7 @@ def trace(fn: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Work]:
         value = fn(*args)
     tracer.forgive()
     held = tag_graphs(value, tracer.live_bytes)
-    return value, tracer.work(held - released)
+    return value, tracer.work(held - released, getattr(getattr(fn, "__self__", None), "network", ""))
 
 
 def tag_graphs(value: Any, held_bytes: int) -> int:
