@@ -43,7 +43,7 @@ def _is_late(meta: dict[str, Any], match: dict[str, Any]) -> bool:
 class Waiter:
     """One `recv`: the first message of its tags that matches completes `future`."""
 
-    __slots__ = ("from_", "future", "match", "simple", "streaming", "tags", "timer")
+    __slots__ = ("from_", "future", "match", "serial", "streaming", "tags", "timer")
 
     def __init__(
         self, future: Future, tags: tuple[str, ...], from_: str | None, match: dict[str, Any], streaming: bool
@@ -54,7 +54,7 @@ class Waiter:
         self.match = match
         self.streaming = streaming
         self.timer: Timer | None = None
-        self.simple = len(tags) == 1 and not match  # any message of its tag and sender will do
+        self.serial = 0  # of the wait in its mailbox
 
     def matches(self, message: Message) -> bool:
         """Whether the meta values are those waited for; the end of a stream always matches."""
@@ -92,7 +92,6 @@ class Waiter:
 class Collector:
     """One `gather`: collects at most one matching message per peer until it has enough."""
 
-    simple = False
     from_: str | None = None
 
     __slots__ = (
@@ -105,6 +104,7 @@ class Collector:
         "match",
         "on_done",
         "peers",
+        "serial",
         "tags",
         "timer",
     )
@@ -208,47 +208,45 @@ def _nobody_asks(message: Message) -> None:
     """Default of Mailbox.on_take."""
 
 
+Wait = Waiter | Collector
+
+
 class Mailbox:
     """Messages that arrived before anybody asked, and the waits that came before their message.
 
     Waits of one tag are served in the order in which they were made; unread messages in arrival order.
 
     Attributes:
+        waiting: waits by tag and by the one peer whose message they wait for, None for those that take anybody's.
         consumed: how many messages have been read.
         on_take: called with each message that is read after it lay unread (a driver counts memory).
     """
 
-    __slots__ = ("consumed", "num_unread", "on_take", "unread", "waiting")
+    __slots__ = ("_serial", "consumed", "num_unread", "on_take", "unread", "waiting")
 
     def __init__(self) -> None:
         self.on_take: Callable[[Message], None] = _nobody_asks
         self.unread: dict[str, deque[Message]] = {}
-        self.waiting: dict[str, list[Waiter | Collector]] = {}
+        self.waiting: dict[str, dict[str | None, list[Wait]]] = {}
         self.consumed = 0
         self.num_unread = 0
+        self._serial = 0
 
     def deliver(self, message: Message) -> bool:
         """Hand a message to the first wait that takes it, else keep it unread; return whether it was taken."""
-        waiting = self.waiting.get(message.tag)
-        if waiting:
-            first = waiting[0]
-            if (
-                first.simple
-                and not first.future.done()
-                and (first.from_ is None or first.from_ == message.src)
-                and not message.ends_stream
-            ):
-                del waiting[0]
-                self.consumed += 1
-                first.future.set_result(message, message.serial)
-                return True
-            for waiter in waiting:
-                taken, finished = waiter.offer(message)
-                if finished:
-                    self.forget(waiter)
-                if taken:
-                    self.consumed += 1
-                    return True
+        line = self.waiting.get(message.tag)
+        if line is not None:
+            waiting, anybodys = line.get(message.src), line.get(None)
+            if anybodys:
+                waiting = sorted(waiting + anybodys, key=_serial) if waiting else anybodys
+            if waiting:
+                for waiter in waiting:
+                    taken, finished = waiter.offer(message)
+                    if finished:
+                        self.forget(waiter)
+                    if taken:
+                        self.consumed += 1
+                        return True
         box = self.unread.get(message.tag)
         if box is None:
             box = self.unread[message.tag] = deque()
@@ -291,29 +289,40 @@ class Mailbox:
                 left.append(message)
         self.unread[collector.tags[0]] = left
 
-    def wait(self, waiter: Waiter | Collector) -> None:
+    def wait(self, waiter: Wait) -> None:
         """Register a wait."""
+        self._serial += 1
+        waiter.serial = self._serial
         for tag in waiter.tags:
-            waiting = self.waiting.get(tag)
-            if waiting is None:
-                self.waiting[tag] = [waiter]
-            else:
+            line = self.waiting.get(tag)
+            if line is None:
+                line = self.waiting[tag] = {}
+            waiting = line.get(waiter.from_)
+            if waiting:
                 waiting.append(waiter)
+            else:
+                line[waiter.from_] = [waiter]
 
-    def forget(self, waiter: Waiter | Collector) -> None:
+    def forget(self, waiter: Wait) -> None:
         """Remove a wait that is over."""
         for tag in waiter.tags:
-            waiting = self.waiting.get(tag)
-            if not waiting:
+            line = self.waiting.get(tag)
+            waiting = line.get(waiter.from_) if line is not None else None
+            if line is None or not waiting:
                 continue
-            if waiting[0] is waiter:
-                self.waiting[tag] = waiting[1:]  # a new list: `deliver` may be walking the old one
-            else:
-                self.waiting[tag] = [other for other in waiting if other is not waiter]
+            # a new list: `deliver` may be walking the old one
+            line[waiter.from_] = waiting[1:] if waiting[0] is waiter else [w for w in waiting if w is not waiter]
+
+    def waits(self) -> list[Wait]:
+        """Return every wait that is registered, those of several tags once for each."""
+        return [waiter for line in self.waiting.values() for waiting in line.values() for waiter in waiting]
 
     def lose(self, peer: str, error: PeerLost) -> None:
         """A peer is gone: whoever waits for it in particular learns so."""
-        for waiting in list(self.waiting.values()):
-            for waiter in list(waiting):
-                if waiter.lose(peer, error):
-                    self.forget(waiter)
+        for waiter in self.waits():
+            if waiter.lose(peer, error):
+                self.forget(waiter)
+
+
+def _serial(waiter: Wait) -> int:
+    return waiter.serial

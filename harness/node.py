@@ -11,7 +11,7 @@ docs/design.md; the ones a method's author meets first:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -121,7 +121,7 @@ class Node:
         self.name = name
         self.role = topology.role(name)
         self.topology = topology
-        self.devices: list[str] = list(topology.devices_of(name))
+        self.devices: Sequence[str] = topology.devices_of(name)
         self.edges: list[str] = list(topology.edges)
         self.edge: str | None = topology.edge_of.get(name)
         self.profile = profile
@@ -135,7 +135,7 @@ class Node:
         self._transmit = partial(driver.transmit, self)
         self._future = driver.future
         self._streams: dict[str, np.random.Generator] = {}
-        self._peers = set(topology.names)
+        self._peers = topology.everyone
         self.absent = set(driver.lost())
 
     # ---- clock and randomness -------------------------------------------------------------------------------
@@ -282,7 +282,6 @@ class Node:
         waiter = Waiter(future, tags, from_, match, streaming)
         mailbox.wait(waiter)
         if timeout_s is not None:
-            waiter.simple = False
             waiter.timer = self._driver.later(max(0.0, timeout_s), lambda: self._give_up(waiter))
         return future
 
@@ -362,7 +361,8 @@ class Node:
         """
         for index in range(1, count + 1):
             lost = self._driver.lost()
-            self.devices = [name for name in self.topology.devices_of(self.name) if name not in lost]
+            mine = self.topology.devices_of(self.name)
+            self.devices = tuple(name for name in mine if name not in lost) if lost else mine
             self.absent = set(lost)
             if not self.devices:
                 raise PeerLost(f"{self.name}: round {index} cannot begin, every device is gone")

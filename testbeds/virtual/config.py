@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from harness.errors import ConfigError, ProfileError
 from harness.topology import Topology
 from profiles import library
+from profiles.device import DeviceProfile
+from profiles.network import NetworkProfile
+from profiles.traces.library import Format
+from testbeds.virtual import recorded
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+Offset = Literal["random"] | Annotated[float, Field(ge=0)]
+"""Where in a trace a run begins: seconds, or anywhere, drawn per node from the run's seed."""
+
+Medium = Literal["shared", "separate"]
+
+
+class Trace(_Section):
+    """A recorded rate (docs/traces.md).
+
+    Attributes:
+        file: its path, from here or from the data folder.
+        format: which form the file has.
+        source, mode: which traces of a csv; `mode` may have a `*`.
+        column: which rate of a csv; None = the column of the direction it is for.
+        name: which trace of a file that has several; None = one is drawn per node from the run's seed.
+        step_s: make its steps this long.
+    """
+
+    file: str = Field(min_length=1)
+    format: Format
+    source: str | None = None
+    mode: str | None = None
+    column: Literal["down_kbps", "up_kbps"] | None = None
+    name: str | None = None
+    step_s: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _fits_format(self) -> Trace:
+        for key in ("source", "mode", "column"):
+            if self.format != "csv" and getattr(self, key) is not None:
+                raise ValueError(f"`{key}` is for csv; a {self.format} file has none")
+        if self.format in ("mahimahi", "pensieve") and self.name is not None:
+            raise ValueError(f"`name` chooses among several traces; a {self.format} file has one")
+        return self
 
 
 class Link(_Section):
@@ -20,13 +64,27 @@ class Link(_Section):
 
     Attributes:
         up_bps, down_bps: bits per second; None = never a bottleneck.
+        up_trace, down_trace: recorded rates instead of constant ones, looped.
         latency_s: one way.  jitter_s: standard deviation of an extra one-way latency.
+        offset: where in its traces a run begins.
+        playback: "constant" = keep each trace's mean over time instead of playing it.
     """
 
     up_bps: float | None = Field(default=None, gt=0)
     down_bps: float | None = Field(default=None, gt=0)
+    up_trace: Trace | None = None
+    down_trace: Trace | None = None
     latency_s: float = Field(default=0.0, ge=0)
     jitter_s: float = Field(default=0.0, ge=0)
+    offset: Offset = "random"
+    playback: Literal["trace", "constant"] = "trace"
+
+    @model_validator(mode="after")
+    def _one_rate_each(self) -> Link:
+        for way in ("up", "down"):
+            if getattr(self, f"{way}_bps") is not None and getattr(self, f"{way}_trace") is not None:
+                raise ValueError(f"give {way}_bps or {way}_trace, not both")
+        return self
 
 
 class Group(_Section):
@@ -36,11 +94,14 @@ class Group(_Section):
         profile: what they are (`ammeter list profiles`), or a path of the user's own .yaml.
         count: how many.
         network: how they are connected; None = the testbed's `network`.
+        medium: whether all on that network, up and down together, share its one rate, as on Wi-Fi; None = the
+            testbed's `medium`.
     """
 
     profile: str
     count: int = Field(default=1, ge=1)
     network: str | Link | None = None
+    medium: Medium | None = None
 
 
 class ServerGroup(_Section):
@@ -73,6 +134,32 @@ class Fault(_Section):
         return self
 
 
+class Availability(_Section):
+    """When devices are there; one that goes dies, and comes back as after a fault (virtual seconds).
+
+    Attributes:
+        file: logs of real devices, looped; one is drawn per device from the run's seed (docs/traces.md).
+        name: the same log of the file for every device, instead.
+        offset: where in its log a run begins.
+        devices: [from, to] of the times at which a device is there, instead of a log of the file.
+        period_s: after how long `devices` begin anew; None = never: gone for good.
+    """
+
+    file: str | None = Field(default=None, min_length=1)
+    name: str | None = None
+    offset: Offset = "random"
+    devices: dict[str, list[tuple[float, float]]] = Field(default_factory=dict)
+    period_s: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _given(self) -> Availability:
+        if self.file is None and not self.devices:
+            raise ValueError("give a `file` of logs, or `devices` with the times at which each is there")
+        if self.name is not None and self.file is None:
+            raise ValueError("`name` chooses a log of a `file`")
+        return self
+
+
 class Config(_Section):
     """Settings of the virtual testbed.
 
@@ -83,8 +170,13 @@ class Config(_Section):
         compute_jitter: standard deviation of the logarithm of a seeded factor on every computation; keeps equal
             devices from running in lock step. 0 = exactly the price.
         threads: torch threads for computations in learn mode; results depend on it in the last bits.
+        workers: how many computations really run beside each other in learn mode, where they overlap in virtual
+            time; results do not depend on it. None = as many as the machine's cores serve.
         backlog_mib: how much may wait on one channel before posting is an error.
         faults: devices that die, and come back.
+        availability: when devices are there at all.
+        medium: for groups that say nothing: whether the devices of a network share its one rate, up and down
+            together; None = as the network's profile says (Wi-Fi does).
     """
 
     devices: list[Group] = Field(min_length=1)
@@ -94,8 +186,11 @@ class Config(_Section):
     framing: Literal["tls", "tcp", "none"] = "tls"
     compute_jitter: float = Field(default=0.0, ge=0, le=1)
     threads: int = Field(default=1, ge=1)
+    workers: int | None = Field(default=None, ge=1)
     backlog_mib: float = Field(default=64.0, gt=0)
     faults: list[Fault] = Field(default_factory=list)
+    availability: Availability | None = None
+    medium: Medium | None = None
 
     @property
     def num_devices(self) -> int:
@@ -107,19 +202,67 @@ class Config(_Section):
         """The roles that nodes of this testbed play."""
         return {"device", "server"} | ({"edge"} if self.edges is not None else set())
 
+    @property
+    def networks(self) -> dict[str, str | Link]:
+        """Every network that the section gives, by its key."""
+        found = {f"devices[{i}].network": group.network for i, group in enumerate(self.devices) if group.network}
+        found |= {"server.network": self.server.network, "network": self.network}
+        if self.edges is not None:
+            found |= {"edges.network": self.edges.network, "edges.lan": self.edges.lan}
+        return found
 
-def check(config: Config, where: str) -> None:
-    """Look every profile up, and check what types cannot say.
+    def files(self, data_root: Path | None = None) -> dict[str, Path]:
+        """Return the files of recorded rates and availability that a run is made with, by their names in the section.
+
+        Raises:
+            ProfileError: one is not there.
+        """
+        traces = [
+            trace
+            for network in self.networks.values()
+            if isinstance(network, Link)
+            for trace in (network.up_trace, network.down_trace)
+            if trace is not None
+        ]
+        names = [trace.file for trace in traces]
+        if self.availability is not None and self.availability.file is not None:
+            names.append(self.availability.file)
+        return {name: recorded.resolved(name, data_root) for name in names}
+
+    def profiles(self) -> dict[str, str]:
+        """Return a short hash of the values of every profile that nodes are made with, by its id.
+
+        A run is another one when a profile's figures change, not when its title or its sources do.
+
+        Raises:
+            ProfileError: one is not there.
+        """
+        boards = {group.profile for group in self.devices} | {self.server.profile}
+        if self.edges is not None:
+            boards.add(self.edges.profile)
+        used = {id_: _hash(library.device(id_)) for id_ in boards}
+        networks = self.networks
+        if all(group.network for group in self.devices):
+            del networks["network"]
+        named = {network for network in networks.values() if isinstance(network, str)}
+        return dict(sorted((used | {id_: _hash(library.network(id_)) for id_ in named}).items()))
+
+
+def check(config: Config, where: str, data_root: Path | None = None) -> None:
+    """Look every profile up, read every trace, and check what types cannot say.
+
+    Args:
+        data_root: where recorded rates and availability may lie; None = $AMMETER_DATA.
 
     Raises:
         ProfileError, ConfigError: by key.
     """
     for position, group in enumerate(config.devices):
         _device(group.profile, f"{where}.devices[{position}].profile")
-        _network(group.network, f"{where}.devices[{position}].network")
     _device(config.server.profile, f"{where}.server.profile")
-    _network(config.server.network, f"{where}.server.network")
-    _network(config.network, f"{where}.network")
+    for key, network in config.networks.items():
+        _network(network, f"{where}.{key}", data_root)
+    _media(config, where)
     edges = config.edges.count if config.edges is not None else 0
     if edges > config.num_devices:
         raise ConfigError(
@@ -134,8 +277,17 @@ def check(config: Config, where: str) -> None:
             )
     if config.edges is not None:
         _device(config.edges.profile, f"{where}.edges.profile")
-        _network(config.edges.network, f"{where}.edges.network")
-        _network(config.edges.lan, f"{where}.edges.lan")
+    if config.availability is not None:
+        _availability(config.availability, config, where, data_root)
+
+
+def _hash(profile: DeviceProfile | NetworkProfile) -> str:
+    values = {key: value for key, value in asdict(profile).items() if key not in _DESCRIBE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_DESCRIBE = ("id", "title", "licence", "measured")
+"""Of a profile's values: those that nothing is computed with."""
 
 
 def _device(profile: str, where: str) -> None:
@@ -145,9 +297,45 @@ def _device(profile: str, where: str) -> None:
         raise ProfileError(f"{where}: {error}") from None
 
 
-def _network(network: str | Link | None, where: str) -> None:
-    if isinstance(network, str):
-        try:
+def _network(network: str | Link, where: str, data_root: Path | None) -> None:
+    try:
+        if isinstance(network, str):
             library.network(network)
-        except ProfileError as error:
-            raise ProfileError(f"{where}: {error}") from None
+            return
+        for way in recorded.WAYS:
+            where_trace = f"{where}.{way}_trace"
+            recorded.traces(network, way, data_root)
+    except ProfileError as error:
+        place = where if isinstance(network, str) else where_trace
+        raise ProfileError(f"{place}: {error}") from None
+
+
+def _media(config: Config, where: str) -> None:
+    """A shared medium needs a rate to share."""
+    for position, group in enumerate(config.devices):
+        network = config.network if group.network is None else group.network
+        if (group.medium or config.medium) != "shared" or isinstance(network, str):
+            continue
+        key = f"{where}.devices[{position}].medium" if group.medium else f"{where}.medium"
+        if network.up_trace is not None or network.down_trace is not None:
+            raise ConfigError(f"{key}: a shared medium has a constant rate, and the network has a trace")
+        if network.up_bps is None or network.down_bps is None:
+            raise ConfigError(f"{key}: a shared medium needs the network's up_bps and down_bps; the larger is its rate")
+
+
+def _availability(found: Availability, config: Config, where: str, data_root: Path | None) -> None:
+    known = Topology.numbered(config.num_devices).devices
+    for name in found.devices:
+        if name not in known:
+            raise ConfigError(
+                f"{where}.availability.devices: {name!r} is no device; devices are {known[0]} .. {known[-1]}"
+            )
+    for position, fault in enumerate(config.faults):
+        if found.file is not None or fault.node in found.devices:
+            raise ConfigError(
+                f"{where}.faults[{position}].node: {fault.node} comes and goes as `availability` says; give one of both"
+            )
+    try:
+        recorded.availability(found, 0, known, data_root)
+    except ProfileError as error:
+        raise ProfileError(f"{where}.availability: {error}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -19,8 +21,9 @@ from harness.testbed import Outcome
 from harness.topology import Topology
 from testbeds.virtual.channel import Channel
 from testbeds.virtual.host import Host, Ledger, Role
-from testbeds.virtual.kernel import Activity, Future, Kernel, Timer
+from testbeds.virtual.kernel import REST_EVENTS, Activity, Future, Kernel, Timer
 from testbeds.virtual.network import Network
+from testbeds.virtual.pool import Pool
 from testbeds.virtual.pricing import Prices
 from testbeds.virtual.processor import Processor
 from testbeds.virtual.settings import Machine, Options
@@ -49,6 +52,7 @@ class VirtualDriver:
         self.options = options
         self.topology = topology
         self.prices = Prices(options.timing)
+        self.pool = Pool(1 if options.timing else options.workers, options.threads)
         self.failure: BaseException | None = None
         self.progress: Callable[[float], None] | None = None
         self._machines = machines
@@ -56,9 +60,11 @@ class VirtualDriver:
         self._hosts: dict[str, Host] = {}
         self._lost: set[str] = set()
         self._ledger = Ledger()
+        self._scores: deque[tuple[int, str, int, float, concurrent.futures.Future[dict[str, float]]]] = deque()
         self._consumed = 0  # by nodes that have crashed since
         self._barriers = 0
-        self._rests_stuck = 0  # rests of the kernel since any node moved
+        self._events_stuck = 0  # of the kernel since any node moved
+        self._played_events = 0
         self._latest_wait = -1.0
         self._tags: dict[str, int] = {}
         self._wait_row = (recorder.wait.append, recorder.wait.pack)
@@ -117,13 +123,25 @@ class VirtualDriver:
     def evaluate(self, node: Node, label: str, scorer: Any, states: tuple[Any, ...], round_index: int) -> None:
         if self.timing:
             return
-        copies = tree_map_only(torch.Tensor, torch.clone, states)
-        outer = torch.get_rng_state()
-        figures = scorer.score(*copies)
-        torch.set_rng_state(outer)
+        copies = tree_map_only(torch.Tensor, torch._lazy_clone, states)
+        scores = self.pool.run(lambda: self._score(scorer, copies), None)
+        self._scores.append((self.recorder.id(node.name), label, round_index, self.kernel.now, scores))
+
+    def _score(self, scorer: Any, states: tuple[Any, ...]) -> dict[str, float]:
+        """Score, one at a time (a scorer's modules hold one set of weights), and leave the generator as it was."""
+        with self.pool.generator:
+            outer = torch.get_rng_state()
+            found: dict[str, float] = scorer.score(*states)
+            torch.set_rng_state(outer)
+        return found
+
+    def _write_scores(self, wait: bool) -> None:
+        """Write the figures that are there, in the order in which they were asked for."""
         metric, ids = self.recorder.metric, self.recorder.id
-        for name, value in figures.items():
-            metric.append(metric.pack(ids(node.name), ids(f"{label}/{name}"), round_index, self.kernel.now, value))
+        while self._scores and (wait or self._scores[0][-1].done()):
+            node, label, round_index, at_s, scores = self._scores.popleft()
+            for name, value in scores.result().items():
+                metric.append(metric.pack(node, ids(f"{label}/{name}"), round_index, at_s, value))
 
     def mark(self, node: Node, kind: int, name: str, number: int) -> None:
         self._mark(self._hosts[node.name], self.lane(), kind, name, number)
@@ -174,7 +192,7 @@ class VirtualDriver:
         channel = src.channels[dst_name, lane] = Channel(
             self.kernel,
             self._network,
-            tuple(link for link in (up, down) if link.rate != float("inf")),
+            tuple(link for link in (up, a.medium, b.medium, down) if link is not None and link.rate != float("inf")),
             a_latency_s + b_latency_s,
             delay,
             src,
@@ -218,6 +236,7 @@ class VirtualDriver:
         self.kernel.stop()
 
     def _housekeeping(self) -> None:
+        self._write_scores(wait=False)
         self.recorder.spill()
         if self.progress is not None:
             self.progress(self.kernel.now)
@@ -234,9 +253,12 @@ class VirtualDriver:
         ]
         stuck = all(activity.waiting is not None and activity.waiting.kind in _FOR_OTHERS for activity in waiting)
         since = max((activity.since for activity in waiting), default=0.0)
-        self._rests_stuck = self._rests_stuck + 1 if stuck and since == self._latest_wait else 0
+        played = self._network.playback_events  # rates that change under a long transfer are nobody's polling
+        events = REST_EVENTS - (played - self._played_events)
+        self._played_events = played
+        self._events_stuck = self._events_stuck + events if stuck and since == self._latest_wait else 0
         self._latest_wait = since
-        if self._rests_stuck >= PATIENCE_RESTS:
+        if self._events_stuck >= PATIENCE_RESTS * REST_EVENTS:
             self.failure = self._deadlock()
             self.kernel.stop()
 
@@ -251,6 +273,7 @@ class VirtualDriver:
             self.recorder,
             self.prices,
             machine.profile,
+            self.pool,
             self.options.seed,
             self.options.compute_jitter,
         )
@@ -330,7 +353,8 @@ class VirtualDriver:
         host.done = True
         host.processor.halt()  # what a cancelled daemon was computing ends with its role
         self._mark(host, 0, record.ROLE_END, host.node.role, 0)
-        if all(other.done for other in self._hosts.values() if other.node.role == self._ends):
+        self._unfinished -= host.node.role == self._ends
+        if not self._unfinished:
             self.kernel.stop()
 
     def run(self, ends: str) -> Outcome:
@@ -341,6 +365,13 @@ class VirtualDriver:
             Exception: whatever an activity raised.
         """
         self._ends = ends
+        self._unfinished = sum(host.node.role == ends for host in self._hosts.values())
+        try:
+            return self._run()
+        finally:
+            self.pool.close()
+
+    def _run(self) -> Outcome:
         for host in self._hosts.values():
             self._begin(host)
         self.kernel.run()
@@ -358,6 +389,8 @@ class VirtualDriver:
     def _close(self) -> Outcome:
         """The run is over: cut what still runs, count what is left, write the last rows."""
         kernel = self.kernel
+        if self.failure is None:
+            self._write_scores(wait=True)
         in_flight: list[Message] = []
         for host in self._hosts.values():
             host.processor.halt()
@@ -392,7 +425,7 @@ class VirtualDriver:
         for host in self._hosts.values():
             if host.done or host.name in self._lost:
                 continue
-            wants = sorted({w.wants() for ws in host.node.mailbox.waiting.values() for w in ws if not w.future.done()})
+            wants = sorted({w.wants() for w in host.node.mailbox.waits() if not w.future.done()})
             if not wants and host.task is not None and host.task.waiting is not None:
                 kind = record.WAIT_KINDS[host.task.waiting.kind]
                 wants = [f"{kind} {host.task.waiting.tag!r}"]

@@ -8,6 +8,9 @@ start or an end moves one bundle, moves the level, and touches only the classes 
 them, whatever the number of flows.
 
 `water_fill` serves any set of paths by progressive filling, O(flows x links) at every start and end.
+
+Rates may change while flows are on a link, down to 0 (an outage: its flows stand still). A new rate of the hub
+moves the level, a new rate of a leaf moves its bundle to another class: both cost what a start costs.
 """
 
 from __future__ import annotations
@@ -16,7 +19,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
 from math import inf
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from testbeds.virtual.playback import Schedule
+
+ROUNDING = 1e-9
+"""A flow of which less than this share is left when a rate changes has its last byte at that moment."""
 
 
 class Clock(Protocol):
@@ -30,16 +39,17 @@ class Clock(Protocol):
 
 
 class Link:
-    """One direction of one interface.
+    """One direction of one interface, or a medium that several share.
 
     Attributes:
-        rate: bytes per second (inf = never a bottleneck).
+        rate: bytes per second now (inf = never a bottleneck, 0 = an outage); `Network.set_rate` changes it.
         degree: with how many peers it may talk; of two links on a path the one with more is the hub.
         role: "hub" or "leaf", by its first use; a link that would have to be both ends the star pattern.
         bundle: as a leaf, the flows that cross it.
+        schedule: how its rate changes by itself, None if it does not.
     """
 
-    __slots__ = ("bundle", "degree", "name", "rate", "role")
+    __slots__ = ("bundle", "degree", "name", "rate", "role", "schedule")
 
     def __init__(self, name: str, rate: float, degree: int = 1) -> None:
         if not rate > 0:
@@ -49,6 +59,7 @@ class Link:
         self.degree = degree
         self.role = ""
         self.bundle: Bundle | None = None
+        self.schedule: Schedule | None = None
 
     def __repr__(self) -> str:
         return f"Link({self.name}, {self.rate:g} B/s)"
@@ -202,16 +213,47 @@ class Hub:
             rate = self._solo_rate = bundle.capacity if bundle.capacity < self.rate else self.rate
             self._solo_since = clock.now
             self._solo_stamp += 1
+            try:
+                ends = clock.now + flow.remaining / rate
+            except ZeroDivisionError:  # an outage: the next change of a rate goes on
+                return
             clock.serial += 1  # Kernel.at, written out
-            heappush(clock.heap, (clock.now + flow.remaining / rate, clock.serial, self._solo_done, self._solo_stamp))
+            heappush(clock.heap, (ends, clock.serial, self._solo_done, self._solo_stamp))
             return
         if self._solo is not None:
             self._crowd(self._solo)
         self._count += 1
         self._advance()
-        self._add(flow, bundle)
+        klass = None if bundle.alive else self._classes.get(bundle.capacity)
+        if klass is None:
+            self._add(flow, bundle)
+            self._rebalance()
+            self._schedule()
+            return
+        # the one flow of its leaf, and there are others with the same cap: `_add`, written out
+        serial = self._serial = self._serial + 2
+        bundle.alive = 1
+        bundle.served = 0.0
+        ends = flow.finish_at = flow.remaining
+        bundle.flows = [(ends, serial - 1, flow)]
+        if klass.level:
+            base = klass.served + (self._level_clock - klass.since)
+            self._level_alive += 1
+        else:
+            base = klass.served + klass.cap * (self._clock.now - klass.since)
+            self._capped_rate += klass.cap
+        bundle.klass = klass
+        bundle.base = base
+        bundle.stamp = serial
+        klass.alive += 1
+        bundles = klass.bundles
+        heappush(bundles, (base + ends, serial, bundle))
+        first = bundles[0][1] == serial
+        if first:
+            self._announce(klass)
         self._rebalance()
-        self._schedule()
+        if first or self._scheduled == inf:  # else another ends first, and one flow more lets nobody end earlier
+            self._schedule()
 
     def _solo_done(self, stamp: int) -> None:
         flow = self._solo
@@ -237,6 +279,81 @@ class Hub:
         bundle.flows.clear()
         self._add(flow, bundle)
         self._rebalance()
+
+    # ---- rates that change ---------------------------------------------------------------------------------
+
+    def set_rate(self, rate: float) -> None:
+        """Give the hub another rate from now on, bytes per second; 0 = an outage."""
+        if self._solo is not None or self._count == 0:
+            self.rate = rate
+            self._set_solo()
+            return
+        finished = self._settle()
+        self.rate = rate
+        self._resume(finished)
+
+    def set_capacity(self, bundle: Bundle, capacity: float) -> None:
+        """Give the leaf of a bundle of this hub another rate from now on, bytes per second; 0 = an outage."""
+        if self._solo is not None or not bundle.alive:
+            bundle.capacity = capacity
+            if self._solo is not None and self._solo.bundle is bundle:
+                self._set_solo()
+            return
+        finished = self._settle()
+        if bundle.alive:
+            self._exit(bundle)
+            bundle.capacity = capacity
+            self._enter(bundle)
+        else:
+            bundle.capacity = capacity
+        self._resume(finished)
+
+    def _set_solo(self) -> None:
+        """The rate of the flow that is alone may have changed."""
+        flow = self._solo
+        if flow is None:
+            return
+        bundle, clock = flow.bundle, self._clock
+        assert bundle is not None
+        rate = min(bundle.capacity, self.rate)
+        if rate == self._solo_rate:
+            return
+        flow.remaining -= self._solo_rate * (clock.now - self._solo_since)
+        self._solo_rate, self._solo_since = rate, clock.now
+        if flow.remaining <= ROUNDING * flow.size:
+            self._solo_done(self._solo_stamp)
+            return
+        self._solo_stamp += 1
+        if rate > 0:
+            clock.at(clock.now + flow.remaining / rate, self._solo_done, self._solo_stamp)
+
+    def _settle(self) -> list[Flow]:
+        """Bring the clocks up to now, before a rate changes, and take the flows out whose last byte leaves now.
+
+        Left in, a flow that ends when an outage begins would wait for the outage's end, for a rounding error.
+        """
+        self._advance()
+        finished: list[Flow] = []
+        while True:
+            _, klass = self._next()
+            if klass is None:
+                return finished
+            ends_at, bundle = klass.first()
+            flow = bundle.first()
+            if ends_at - self._class_clock(klass) > ROUNDING * flow.size:
+                return finished
+            self._count -= 1
+            self._take(flow)
+            flow.remaining = 0.0
+            finished.append(flow)
+            self._rebalance()
+
+    def _resume(self, finished: list[Flow]) -> None:
+        """A rate has changed: share anew, then tell the flows that were finished."""
+        self._rebalance()
+        self._schedule()
+        for flow in finished:
+            flow.done(flow)
 
     # ---- many ----------------------------------------------------------------------------------------------
 
@@ -398,7 +515,7 @@ class Hub:
         left = klass.first()[0] - klass.served
         if klass.level:
             heappush(self._level_heap, (klass.since + left, klass.stamp, klass))
-        else:
+        elif klass.cap:  # its next end is never while its leaf has an outage
             heappush(self._by_time, (klass.since + left / klass.cap, klass.stamp, klass))
 
     def _next(self) -> tuple[float, _Class | None]:
@@ -441,6 +558,21 @@ class Hub:
                 break
             bundle = klass.first()[1]
             flow = bundle.first()
+            if bundle.alive == 1 and klass.alive > 1:  # `_take` of its leaf's one flow, written out
+                self._count -= 1
+                bundle.alive = 0
+                bundle.klass = flow.bundle = None
+                flow.remaining = 0.0
+                klass.alive -= 1
+                if klass.level:
+                    self._level_alive -= 1
+                else:
+                    self._capped_rate -= klass.cap
+                heappop(klass.bundles)
+                self._announce(klass)
+                finished.append(flow)
+                self._rebalance()
+                continue
             finish_at = flow.finish_at
             # flows that started together and are equally long end together
             while True:

@@ -163,8 +163,8 @@ class Host:
             return
         if message.versions is not None:
             check_frozen(message)
-            # its own copy, as over any wire: both ends may write to theirs from now on
-            message.payload = tree_map_only(torch.Tensor, lambda t: t.detach().clone(), message.payload)
+            # its own copy, as over any wire: both ends may write to theirs from now on (the first who does copies)
+            message.payload = tree_map_only(torch.Tensor, lambda t: torch._lazy_clone(t.detach()), message.payload)
         now = message.arrived_s = self._kernel.now
         tag = self._tags.get(message.tag)
         if tag is None:

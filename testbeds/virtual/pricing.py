@@ -15,19 +15,30 @@ from harness.cost.trace import Tracer, trace
 from harness.cost.work import Work
 from harness.errors import AmmeterError, ProtocolError
 from harness.task.batch import Batch
+from profiles.device import DeviceProfile
+from profiles.price import Price, price
 
 
 class Entry:
     """One priced computation: its work, and its value when nothing is really computed."""
 
-    __slots__ = ("name", "plain", "samples", "value", "work")
+    __slots__ = ("_prices", "batch", "name", "plain", "samples", "value", "work")
 
-    def __init__(self, name: str, work: Work, value: Any, plain: bool, samples: int) -> None:
+    def __init__(self, name: str, work: Work, value: Any, plain: bool, samples: int, batch: int = 0) -> None:
         self.name = name
         self.work = work
         self.value = value
         self.plain = plain  # the value holds something that is no tensor
         self.samples = samples  # training samples in the mini-batches it is given
+        self.batch = batch  # samples that it computes on, as far as its arguments tell
+        self._prices: dict[int, Price] = {}
+
+    def price(self, profile: DeviceProfile) -> Price:
+        """Return what it costs on a profile; found once for every profile of the run."""
+        found = self._prices.get(id(profile))
+        if found is None:
+            found = self._prices[id(profile)] = price(self.work, profile, batch=self.batch)
+        return found
 
 
 class Prices:
@@ -77,14 +88,16 @@ class Prices:
         plain = (self.timing and steers) or any(
             not isinstance(leaf, (torch.Tensor, type(None))) for leaf in tree_iter(value)
         )
+        samples = sum(arg.samples for arg in args if isinstance(arg, Batch))
         entry = self.entries[key] = Entry(
-            name,
-            work,
-            value if self.timing else None,
-            plain,
-            sum(arg.samples for arg in args if isinstance(arg, Batch)),
+            name, work, value if self.timing else None, plain, samples, samples or _batch_size(args)
         )
         return entry, value
+
+
+def _batch_size(args: tuple[Any, ...]) -> int:
+    """Return the first dimension of the first tensor that has one, 0 without."""
+    return next((leaf.shape[0] for leaf in tree_iter(args) if isinstance(leaf, torch.Tensor) and leaf.dim() > 1), 0)
 
 
 def _work_until_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Work:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 from collections import deque
 from collections.abc import Callable
 from heapq import heappush
@@ -14,22 +15,23 @@ from harness.cost.trace import tag_graphs
 from harness.errors import DeviceOutOfMemory, ProtocolError
 from harness.randomness import TorchStream
 from harness.randomness import stream as named_stream
-from harness.record import COMPUTE, Recorder
+from harness.record import COMPUTE, TIERS, Recorder
 from profiles.device import DeviceProfile
-from profiles.price import seconds
 from testbeds.virtual.kernel import Activity, Future, Kernel
+from testbeds.virtual.pool import Pool
 from testbeds.virtual.pricing import Entry, Prices
 
 
 class Job(Future):
     """One computation: a future of its value."""
 
-    __slots__ = ("activity", "begun", "due", "priced")
+    __slots__ = ("activity", "begun", "due", "priced", "running")
 
     activity: Activity
     begun: float
     due: float
     priced: _Priced
+    running: Any  # concurrent.futures.Future of the value, None where it is there from the start
 
 
 class _Priced(NamedTuple):
@@ -41,6 +43,7 @@ class _Priced(NamedTuple):
     entry: Entry
     peak_bytes: int
     kept_bytes: int
+    tier: int
 
 
 class Processor:
@@ -59,10 +62,12 @@ class Processor:
         recorder: Recorder,
         prices: Prices,
         profile: DeviceProfile,
+        pool: Pool,
         seed: int,
         jitter: float,
     ) -> None:
         self.name = name
+        self._pool = pool
         self.profile = profile
         self.resident_bytes = 0
         self.mail_bytes = 0
@@ -89,13 +94,14 @@ class Processor:
         job = Job(kernel, COMPUTE, "compute")
         assert kernel.current is not None
         job.activity = kernel.current
+        job.running = None
         if self._running is not None:
             self._queue.append((job, fn, args, stand_in))
             return job
         if self._steady and stand_in is None:
             known = self._known.get(price_key(fn, args))
             if known is not None:
-                duration_s, _, _, entry, peak_bytes, kept_bytes = known
+                duration_s, _, _, entry, peak_bytes, kept_bytes, _ = known
                 in_use = self.resident_bytes + self.mail_bytes + self._kept_bytes + peak_bytes
                 if in_use <= self.peak_bytes and not entry.plain:  # nothing that `_begin` would have to decide
                     self._kept_bytes += kept_bytes
@@ -118,14 +124,19 @@ class Processor:
         try:
             key = price_key(fn, args)
             known = self._known.get(key)
-            if known is None:
-                known, value = self._first(job.activity, key, fn, args, stand_in)
+            entry = self._prices.entries.get(key) if known is None else known.entry
+            if entry is None:
+                with self._pool.generator, self._randomness(job.activity):
+                    entry, value = self._prices.trace(fn, args, stand_in is not None)
             elif self._timing:
-                value = known.entry.value
+                value = entry.value
             else:
-                value = self._run(job.activity, fn, args, known.entry)
+                value = None
+                job.running = self._run(job.activity, fn, args, entry)
+            if known is None:
+                known = self._known[key] = self._priced(entry)
             job.priced = known
-            duration, _, _, entry, peak_bytes, kept_bytes = known
+            duration, _, _, _, peak_bytes, kept_bytes, _ = known
             if self._timing:
                 if stand_in is not None:
                     value = stand_in()
@@ -152,32 +163,18 @@ class Processor:
         kernel.serial += 1  # Kernel.at, written out
         heappush(kernel.heap, (due, kernel.serial, self._end, job))
 
-    def _first(
-        self,
-        activity: Activity,
-        key: Any,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        stand_in: Callable[[], Any] | None,
-    ) -> tuple[_Priced, Any]:
-        """Meet a computation for the first time on this node."""
-        entry = self._prices.entries.get(key)
-        if entry is not None:
-            value = entry.value if self._timing else self._run(activity, fn, args, entry)
-        else:
-            with self._randomness(activity):
-                entry, value = self._prices.trace(fn, args, stand_in is not None)
-        work = entry.work
-        known = _Priced(
-            seconds(work, self.profile),
+    def _priced(self, entry: Entry) -> _Priced:
+        """Put a price on a computation that is new to this node."""
+        work, price = entry.work, entry.price(self.profile)
+        return _Priced(
+            price.seconds,
             self._recorder.id(entry.name),
             work.flops,
             entry,
             work.peak_bytes,
             work.kept_bytes,
+            TIERS.index(price.tier),
         )
-        self._known[key] = known
-        return known, value
 
     def _randomness(self, activity: Activity) -> TorchStream:
         """Return the activity's own torch stream."""
@@ -186,17 +183,23 @@ class Processor:
             stream = activity.randomness = TorchStream(self._seed, self.name, activity.lane)
         return stream
 
-    def _run(self, activity: Activity, fn: Callable[..., Any], args: tuple[Any, ...], entry: Entry) -> Any:
-        with self._randomness(activity):
+    def _run(
+        self, activity: Activity, fn: Callable[..., Any], args: tuple[Any, ...], entry: Entry
+    ) -> concurrent.futures.Future[Any]:
+        """Start `fn(*args)` for real."""
+
+        def call() -> Any:
             try:
                 value = fn(*args)
             except StopIteration as error:
                 raise ProtocolError(
                     f"compute({getattr(fn, '__name__', fn)}): StopIteration came out of it; return a value instead"
                 ) from error
-        if entry.work.kept_bytes > 0:  # so that whoever takes the graph knows what it releases
-            tag_graphs(value, entry.work.kept_bytes)
-        return value
+            if entry.work.kept_bytes > 0:  # so that whoever takes the graph knows what it releases
+                tag_graphs(value, entry.work.kept_bytes)
+            return value
+
+        return self._pool.run(call, self._randomness(activity) if entry.work.random else None)
 
     def _remember_peak(self, used: int, entry: Entry) -> None:
         self.peak_bytes = used
@@ -213,8 +216,15 @@ class Processor:
         if self._running is not job:  # its node was lost meanwhile
             return
         kernel = self._kernel
-        _, what, flops, entry, _, _ = job.priced
-        self._append(self._pack(self._node_id, job.activity.lane, what, entry.samples, job.begun, kernel.now, flops))
+        _, what, flops, entry, _, _, tier = job.priced
+        self._append(
+            self._pack(self._node_id, job.activity.lane, what, entry.samples, job.begun, kernel.now, flops, tier)
+        )
+        running = job.running
+        if running is not None:
+            job.error = running.exception()
+            if job.error is None:
+                job.value = running.result()
         self._running = None
         if self._queue:
             self._next()
@@ -251,9 +261,13 @@ class Processor:
         now = self._kernel.now
         if job is not None and job.begun >= 0.0 and now > job.begun:
             share = (now - job.begun) / (job.due - job.begun)
-            _, what, flops, entry, _, _ = job.priced
+            _, what, flops, entry, _, _, tier = job.priced
             samples = int(entry.samples * share)
-            self._append(self._pack(self._node_id, job.activity.lane, what, samples, job.begun, now, flops * share))
+            self._append(
+                self._pack(self._node_id, job.activity.lane, what, samples, job.begun, now, flops * share, tier)
+            )
+        if job is not None and job.running is not None:
+            job.running.exception()  # what has begun changes what it changes, now and not later
         self._running = None
         self._queue.clear()
 

@@ -17,6 +17,9 @@ from harness.testbed import NodeInfo, Outcome
 from testbeds.virtual.config import Config
 from testbeds.virtual.driver import VirtualDriver
 from testbeds.virtual.machines import machines, topology
+from testbeds.virtual.pool import default_workers
+from testbeds.virtual.presence import Presence
+from testbeds.virtual.recorded import availability
 from testbeds.virtual.settings import Machine, Options
 
 
@@ -31,13 +34,15 @@ def build(
     config = spec.bed
     assert isinstance(config, Config)
     nodes = topology(config)
-    found = machines(config, nodes)
+    found = machines(config, nodes, spec.seed, data_root)
     options = Options(
         timing=spec.mode == "timing",
         seed=spec.seed,
         framing=config.framing,
         compute_jitter=config.compute_jitter,
         backlog_bytes=int(config.backlog_mib * 2**20),
+        workers=config.workers or default_workers(config.threads),
+        threads=config.threads,
     )
     load = workload(spec, nodes, data_root)
     driver = VirtualDriver(nodes, found, recorder, options)
@@ -47,6 +52,10 @@ def build(
         driver.kernel.at(fault.at_s, driver.crash, fault.node)
         if fault.rejoin_s is not None:
             driver.kernel.at(fault.rejoin_s, driver.rejoin, fault.node)
+    if config.availability is not None:
+        presence = Presence(driver.kernel, driver.crash, driver.rejoin)
+        for name, (log, offset_s) in availability(config.availability, spec.seed, nodes.devices, data_root).items():
+            presence.add(name, log, offset_s)
     return driver, found, load
 
 
@@ -75,6 +84,8 @@ def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progre
     ]
     sharing = "general" if driver.general_sharing else "star"
     outcome.notes |= {"sharing": sharing, "threads": spec.bed.threads, "freed_memory": "kept" if kept else "default"}
+    if spec.mode == "learn":
+        outcome.notes["workers"] = driver.pool.workers
     outcome.partition = load.parts
     outcome.histogram = load.histogram
     return outcome

@@ -15,7 +15,8 @@ class Machine:
     """What a node runs on: a profile, and its links (bytes per second; inf = never a bottleneck).
 
     `latency_s` is one way; the latency of a path is the sum of its two ends'. Edges have a second pair of
-    links towards their devices (`lan_*`), the first pair leads to the server.
+    links towards their devices (`lan_*`), the first pair leads to the server. What is sent from or to a node on a
+    shared `medium` (Wi-Fi) crosses that, too, in both directions.
     """
 
     profile: DeviceProfile
@@ -26,6 +27,7 @@ class Machine:
     lan_up: Link | None = None
     lan_down: Link | None = None
     lan_latency_s: float = 0.0
+    medium: Link | None = None
 
 
 @dataclass
@@ -38,3 +40,5 @@ class Options:
     compute_jitter: float = 0.0
     backlog_bytes: int = BACKLOG_BYTES
     check_payloads: bool = True
+    workers: int = 1
+    threads: int = 1

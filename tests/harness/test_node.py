@@ -929,8 +929,8 @@ def test_the_map_a_node_has():
     )
     nodes = bench.run().nodes
     assert [nodes[name].role for name in ("device-0", "edge-1", "server")] == ["device", "edge", "server"]
-    assert nodes["edge-0"].devices == ["device-0", "device-2"]
-    assert nodes["server"].devices == ["device-0", "device-1", "device-2"]
+    assert nodes["edge-0"].devices == ("device-0", "device-2")
+    assert nodes["server"].devices == ("device-0", "device-1", "device-2")
     assert nodes["server"].edges == ["edge-0", "edge-1"]
     assert (nodes["device-1"].edge, nodes["server"].edge) == ("edge-1", None)
     assert nodes["device-1"].profile.operator_s == 4.0

@@ -905,8 +905,8 @@ def test_a_lost_device_is_out_of_the_next_round_and_a_returned_one_in_again():
         for _ in node.rounds(4):
             before = list(node.devices)
             await node.sleep(1.75)
-            seen.append((before, node.devices == before))
-        assert node.sample(1.0, 5) == node.devices
+            seen.append((before, list(node.devices) == before))
+        assert node.sample(1.0, 5) == list(node.devices)
 
     with_fault(server, RETURN)
     both, one = ["device-0", "device-1"], ["device-1"]  # rounds begin at 0, 1.75, 3.5 and 5.25 s
