@@ -37,6 +37,7 @@ class TorchStream:
         self._state: torch.Tensor | None = None
 
     def __enter__(self) -> None:
+        """Swap the stream in; with several threads, the caller holds a lock on the process's generator."""
         self._outer = torch.get_rng_state()
         if self._state is None:
             torch.manual_seed(self._seed)

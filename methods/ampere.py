@@ -123,8 +123,8 @@ async def device(node: Node, task: Task, config: Config) -> None:
         await node.compute(block.begin_round, message.payload, task.training.reset_optimizer)
         for batch in task.batches(index):
             await node.compute(block.step, batch)
-        weights = await node.compute(block.weights)
-        await node.send(SERVER, "update", weights, round=index, samples=task.shard(index).samples)
+        samples = task.shard(index).samples
+        await node.send(SERVER, "update", await node.compute(block.weights), round=index, samples=samples)
     for client in range(1, len(task.clients) + 1):
         for batch in task.shard(client).everything():
             upload = await node.compute(block.infer, batch)

@@ -40,8 +40,8 @@ async def device(node: Node, task: Task, config: Config) -> None:  # noqa: ARG00
         await node.compute(model.begin_round, message.payload, task.training.reset_optimizer)
         for batch in task.batches(index):
             await node.compute(model.step, batch)
-        weights = await node.compute(model.weights)
-        await node.send(SERVER, "update", weights, round=index, samples=task.shard(index).samples)
+        samples = task.shard(index).samples
+        await node.send(SERVER, "update", await node.compute(model.weights), round=index, samples=samples)
 
 
 async def server(node: Node, task: Task, config: Config) -> None:

@@ -12,12 +12,19 @@ norm has momentum=None, so they are neither sent nor averaged, and the bytes of 
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 
 class FlatState:
     """The flat view of a module.
+
+    Args:
+        values: what `copy` returned of a module of the same form: start with that instead of the module's own
+            numbers, and share its memory until either is written to.
 
     Attributes:
         flat: float32 [parameters + floating buffers]; writing to it changes the module.
@@ -28,7 +35,7 @@ class FlatState:
         ValueError: parameters are not all float32.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, values: Tensor | None = None) -> None:
         named = list(module.named_parameters())
         buffers = [(name, b) for name, b in module.named_buffers() if b.is_floating_point()]
         wrong = [name for name, tensor in (*named, *buffers) if tensor.dtype != torch.float32]
@@ -37,7 +44,8 @@ class FlatState:
         self.num_parameters = sum(p.numel() for _, p in named)
         self.num_buffers = sum(b.numel() for _, b in buffers)
         device = named[0][1].device if named else (buffers[0][1].device if buffers else torch.device("cpu"))
-        self.flat = torch.empty(self.num_parameters + self.num_buffers, device=device)
+        size = self.num_parameters + self.num_buffers
+        self.flat = torch.empty(size, device=device) if values is None else torch._lazy_clone(values)
         self.parameters: list[nn.Parameter] = []
         offset = 0
         tied = _places(module)
@@ -45,7 +53,8 @@ class FlatState:
             for _, tensor in (*named, *buffers):
                 size = tensor.numel()
                 view = self.flat[offset : offset + size].view(tensor.shape)
-                view.copy_(tensor)
+                if values is None:
+                    view.copy_(tensor)
                 if isinstance(tensor, nn.Parameter):
                     parameter = nn.Parameter(view, requires_grad=tensor.requires_grad)
                     self.parameters.append(parameter)
@@ -78,6 +87,18 @@ class FlatState:
         """Forget accumulated gradients."""
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def hollow(module: nn.Module) -> nn.Module:
+    """Return a copy of `module` whose parameters and floating buffers have no numbers, for `FlatState` to fill."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        empty = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
 
 
 def _places(module: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:

@@ -20,14 +20,17 @@ from harness.node import Node
 from harness.randomness import stream, torch_seed
 from harness.task import data as datasets
 from harness.task import models
+from harness.task.aggregate import State
 from harness.task.batch import Batch, Shard
 from harness.task.config import AuxiliaryConfig, TaskConfig, TrainingConfig
 from harness.task.data.dataset import Dataset
 from harness.task.models.auxiliary import auxiliary
 from harness.task.models.describe import check_cut
+from harness.task.network import identity
 from harness.task.partition import label_histogram, partition, stratified
 from harness.task.scorer import Scorer, Validator
 from harness.task.source import Shapes, Source, TrainingData
+from harness.task.state import FlatState, hollow
 from harness.task.trainer import Trainer
 
 
@@ -91,6 +94,7 @@ class Workload:
         self.histogram = label_histogram(self.parts, labels, self.info.num_classes)
         self._shards: dict[int, Shard] = {}
         self._trainers: dict[Piece, Trainer] = {}
+        self._built: dict[Piece, tuple[dict[str, nn.Module], State]] = {}
         self.full_model = self._build("meta")
 
     def _labels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64] | None]:
@@ -144,18 +148,39 @@ class Workload:
         return parts
 
     def trainer(self, piece: Piece) -> Trainer:
-        """Return a trainer of that piece; in timing mode always the same one, since it has no state."""
+        """Return a trainer of that piece.
+
+        In timing mode it is always the same one, since it has no state. Else each has weights of its own, which
+        share memory as long as nobody has changed them.
+        """
         if self.timing and piece in self._trainers:
             return self._trainers[piece]
-        parts = self.modules(piece, "meta" if self.timing else "cpu")
+        parts, values = (self.modules(piece, "meta"), None) if self.timing else self._copied(piece)
         name = (
             f"{self.config.model}[{piece.start}:{piece.stop}] {self.info.input_shape} -> {self.info.num_classes} "
             f"{self.config.norm} {piece.auxiliary}"
         )
-        trainer = Trainer(parts["block"], parts.get("head"), self.training.optimizer, self.training.batch_norm, name)
+        network = identity(self.config.model, self.info.input_shape, self.config.norm)
+        trainer = Trainer(
+            parts["block"],
+            parts.get("head"),
+            self.training.optimizer,
+            self.training.batch_norm,
+            name,
+            network,
+            values,
+        )
         if self.timing:
             self._trainers[piece] = trainer
         return trainer
+
+    def _copied(self, piece: Piece) -> tuple[dict[str, nn.Module], State]:
+        """Return a piece's modules without numbers, and the numbers: built once, the same for every node."""
+        if piece not in self._built:
+            modules = self.modules(piece, "cpu")
+            self._built[piece] = (modules, {name: FlatState(module).flat for name, module in modules.items()})
+        modules, values = self._built[piece]
+        return {name: hollow(module) for name, module in modules.items()}, values
 
     def shard(self, client: int) -> Shard:
         """Return a client's samples as mini-batches."""
@@ -185,8 +210,7 @@ class Task:
         self.training = workload.training
         self._workload = workload
         self._node = node
-        devices = node.topology.devices
-        self._position = devices.index(node.name) if node.name in devices else -1
+        self._position = node.topology.position.get(node.name, -1)
 
     def piece(self, start: int = 0, stop: int | None = None, auxiliary: AuxiliaryConfig | None = None) -> Piece:
         """Name a part of the model: blocks start .. stop-1, with an auxiliary network or not."""

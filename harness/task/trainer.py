@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from harness.task.aggregate import State
 from harness.task.batch import Batch
 from harness.task.config import OptimizerConfig
+from harness.task.optimizer import build
 from harness.task.state import FlatState
 
 Upload = tuple[Tensor, Tensor]
@@ -30,6 +31,8 @@ class Trainer:
         optimizer: its state is allocated here, so that the first step costs what the others cost.
         batch_norm: "local" keeps running statistics out of `weights`.
         name: what the block is, e.g. "vgg-5[0:1]"; part of the signature.
+        network: the published network that it is a part of, "" for none (see harness.cost.work.Work).
+        values: weights to start with (see FlatState), in place of those that the modules have.
 
     Attributes:
         signature: architecture, cut, optimiser, mode and dtype: all that the cost of its methods depends on.
@@ -43,21 +46,23 @@ class Trainer:
         optimizer: OptimizerConfig,
         batch_norm: Literal["average", "local"],
         name: str,
+        network: str = "",
+        values: State | None = None,
     ) -> None:
+        self.network = network
         self._block = block
         self._head = head
-        self._state = {"block": FlatState(block)}
+        values = values or {}
+        self._state = {"block": FlatState(block, values.get("block"))}
         if head is not None:
-            self._state["head"] = FlatState(head)
+            self._state["head"] = FlatState(head, values.get("head"))
         self._buffers = batch_norm == "average"
         self._states = [state for state in self._state.values() if state.num_parameters]
-        self._optimizer = _optimizer([p for state in self._states for p in state.parameters], optimizer)
-        self.reset_optimizer()
+        self._optimizer = build([p for state in self._states for p in state.parameters], optimizer)
         self.signature = f"{name} {optimizer.name} momentum={optimizer.momentum > 0} "
         self.signature += f"decay={optimizer.weight_decay > 0} float32 {batch_norm}"
-        slots = 2 if optimizer.name != "sgd" else int(optimizer.momentum > 0)
         self.resident_bytes = 4 * sum(
-            state.flat.shape[0] + slots * state.num_parameters for state in self._state.values()
+            state.flat.shape[0] + self._optimizer.slots * state.num_parameters for state in self._state.values()
         )
 
     # ---- weights --------------------------------------------------------------------------------------------
@@ -79,16 +84,7 @@ class Trainer:
 
     def reset_optimizer(self) -> None:
         """Zero momentum and moments (allocated, not created: see the class)."""
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
-                state = self._optimizer.state[parameter]
-                if isinstance(self._optimizer, torch.optim.SGD):
-                    if group["momentum"]:
-                        _zero(state, "momentum_buffer", parameter)
-                else:
-                    _zero(state, "exp_avg", parameter)
-                    _zero(state, "exp_avg_sq", parameter)
-                    state["step"] = torch.zeros((), device="cpu")
+        self._optimizer.reset()
 
     # ---- steps ----------------------------------------------------------------------------------------------
 
@@ -148,18 +144,3 @@ class Trainer:
     def _scores(self, inputs: Tensor) -> Tensor:
         hidden: Tensor = self._block(inputs)
         return hidden if self._head is None else self._head(hidden)
-
-
-def _optimizer(parameters: list[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    parameters = parameters or [nn.Parameter(torch.empty(0))]  # torch refuses an empty list
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _zero(state: dict[str, Tensor], name: str, like: Tensor) -> None:
-    if name in state:
-        state[name].zero_()
-    else:
-        state[name] = torch.zeros_like(like, requires_grad=False)

@@ -236,10 +236,10 @@ def board(tmp_path: Path) -> Callable[[float], str]:
     """Return a device profile `slowness` times as slow in everything as that of slowness 1; exact for powers of 2."""
 
     def write(slowness: float) -> str:
-        rates = ("conv_flops_per_s", "matmul_flops_per_s")
-        moved = ("depthwise_bytes_per_s", "norm_bytes_per_s", "memory_bytes_per_s")
+        kinds = ("conv", "matmul", "depthwise", "depthwise_backward")
         values = {"cores": 4, "memory_bytes": 2**32, "operator_s": 1e-5 * slowness}
-        values |= dict.fromkeys(rates, 1e10 / slowness) | dict.fromkeys(moved, 1e9 / slowness)
+        values["memory_bytes_per_s"] = 1e9 / slowness
+        values |= {f"{kind}_flops_per_s": 1e10 / slowness for kind in kinds}
         figures = {
             key: {"value": value, "status": "inferred", "source": "made up for a test"} for key, value in values.items()
         }
