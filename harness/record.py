@@ -26,6 +26,9 @@ WAIT_KINDS = ("compute", "recv", "gather", "send", "sleep", "join", "channel")
 DELIVERED, UNDELIVERED, IN_FLIGHT = range(3)
 STATUSES = ("delivered", "undelivered", "in flight")
 
+# What the length of a computation rests on (column `tier` of the compute table): a clock, or a price (profiles.price).
+TIERS = ("clocked", "measured", "roofline", "scalar")
+
 # What a mark says (column `kind` of the mark table).
 ROUND_START, ROUND_END, SAMPLED, PHASE, ROLE_START, ROLE_END, LANE, LOST, RETURNED, PEAK_MEMORY = range(10)
 MARK_KINDS = (
@@ -54,6 +57,7 @@ TABLES: dict[str, dict[str, str]] = {
         "start_s": "d",
         "end_s": "d",
         "flops": "d",
+        "tier": "i",
     },
     # one wait of one activity; `cause` = serial of the message that ended it (recv, gather, send) or the lane
     # that did (join, channel), -1 if none
@@ -152,14 +156,16 @@ class Table:
             file.close()
 
     def array(self) -> np.ndarray:
-        """Return all rows, those on disk first, as a structured array."""
-        parts = b"".join(self.rows)
-        if self._path is not None and self.written:
-            self.spill()
-            if self._file is not None:
-                self._file.flush()
-            return np.fromfile(self._path, dtype=dtype(self.name))
-        return np.frombuffer(parts, dtype=dtype(self.name))
+        """Return all rows, those on disk first, as a structured array that cannot be written to.
+
+        Rows on disk are mapped, not read: what looks at a few columns of a long run holds those and no more.
+        """
+        if self._path is None or not self.written:
+            return np.frombuffer(b"".join(self.rows), dtype=dtype(self.name))
+        self.spill()
+        if self._file is not None:
+            self._file.flush()
+        return np.asarray(np.memmap(self._path, dtype=dtype(self.name), mode="r"))
 
 
 class Recorder:
@@ -212,5 +218,5 @@ class Recorder:
             table.discard()
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return every table as a structured array."""
+        """Return every table as a structured array that cannot be written to."""
         return {table.name: table.array() for table in self.tables}

@@ -15,7 +15,7 @@ from typing import Any
 
 import simpy
 
-from harness.cost.work import Work
+from harness.cost.work import Operators, Work
 from harness.node import Node
 from harness.record import Recorder
 from harness.topology import SERVER, Topology
@@ -92,8 +92,8 @@ def _profile(seconds: float) -> DeviceProfile:
         memory_bytes=2**40,
         conv_flops_per_s=1.0,
         matmul_flops_per_s=1.0,
-        depthwise_bytes_per_s=1.0,
-        norm_bytes_per_s=1.0,
+        depthwise_flops_per_s=1.0,
+        depthwise_backward_flops_per_s=1.0,
         memory_bytes_per_s=1.0,
         operator_s=seconds,
     )
@@ -111,7 +111,7 @@ def with_full_stack() -> float:
     machines[SERVER] = Machine(_profile(0.001), Link("server.up", inf), Link("server.down", inf))
     driver = VirtualDriver(nodes, machines, Recorder(), Options(framing="none"))
     worker = _Worker()
-    driver.prices.put(worker.work, (), Work(operators=1))
+    driver.prices.put(worker.work, (), Work((Operators("memory", "forward", 0.0, 0.0),)))
 
     async def device(node: Node) -> None:
         for _ in range(TRIPS):

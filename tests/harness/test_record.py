@@ -30,11 +30,11 @@ def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def test_rows_come_back_as_they_were_written():
     recorder = Recorder()
     compute = recorder.compute
-    compute.append(compute.pack(1, 2, 3, 16, 0.25, 0.5, 1e9))
-    compute.append(compute.pack(1, 0, 4, 0, 0.5, 1.0, 0.0))
+    compute.append(compute.pack(1, 2, 3, 16, 0.25, 0.5, 1e9, 2))
+    compute.append(compute.pack(1, 0, 4, 0, 0.5, 1.0, 0.0, 1))
     rows = recorder.arrays()["compute"]
     assert rows.dtype == dtype("compute")
-    assert rows.tolist() == [(1, 2, 3, 16, 0.25, 0.5, 1e9), (1, 0, 4, 0, 0.5, 1.0, 0.0)]
+    assert rows.tolist() == [(1, 2, 3, 16, 0.25, 0.5, 1e9, 2), (1, 0, 4, 0, 0.5, 1.0, 0.0, 1)]
     assert rows["end_s"].tolist() == [0.5, 1.0]
 
 
@@ -83,6 +83,28 @@ def test_a_run_may_go_on_after_its_rows_were_read(tmp_path: Path, monkeypatch: p
     assert len(recorder.arrays()["wait"]) == 17
     recorder.close()
     assert len(recorder.arrays()["wait"]) == 17
+
+
+def test_rows_on_disk_are_mapped_not_read(tmp_path: Path):
+    """A long run's rows need not fit into memory. Nobody can change them by accident, nor those in memory."""
+    recorder = Recorder(tmp_path)
+    fill(recorder, 3)
+    assert not any(rows.flags.writeable for rows in recorder.arrays().values())
+    recorder.close()
+    mapped = recorder.arrays()
+    assert all(isinstance(rows.base, np.memmap) and type(rows) is np.ndarray for rows in mapped.values())
+    assert not any(rows.flags.writeable for rows in mapped.values())
+
+
+def test_rows_that_were_read_outlive_their_file(tmp_path: Path):
+    recorder = Recorder(tmp_path)
+    fill(recorder, 5)
+    recorder.close()
+    rows = recorder.arrays()["wait"]
+    wanted = rows.copy()
+    recorder.discard()
+    assert not (tmp_path / "wait.rows").exists()
+    assert np.array_equal(rows, wanted)
 
 
 def test_rows_appended_after_closing_are_not_lost(tmp_path: Path):

@@ -19,6 +19,7 @@ from harness.record import (
     MARK_KINDS,
     NAMED,
     STATUSES,
+    TIERS,
     WAIT_KINDS,
     Recorder,
 )
@@ -55,8 +56,8 @@ def profile(tick_s: float = 1.0, memory_bytes: int = 2**40) -> DeviceProfile:
         memory_bytes=memory_bytes,
         conv_flops_per_s=inf,
         matmul_flops_per_s=inf,
-        depthwise_bytes_per_s=inf,
-        norm_bytes_per_s=inf,
+        depthwise_flops_per_s=inf,
+        depthwise_backward_flops_per_s=inf,
         memory_bytes_per_s=inf,
         operator_s=tick_s,
     )
@@ -141,6 +142,8 @@ class Bench:
                 row[column] = self.recorder.names[row[column]]
             if table == "wait":
                 row["kind"] = WAIT_KINDS[row["kind"]]
+            elif table == "compute":
+                row["tier"] = TIERS[row["tier"]]
             elif table == "mark":
                 row["kind"] = MARK_KINDS[row["kind"]]
             elif table == "transfer":

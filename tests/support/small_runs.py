@@ -72,6 +72,7 @@ def resolved(**changes: Any) -> dict[str, Any]:
         "mode": "timing",
         "testbed": {"name": "virtual"},
         "sweep": {},
+        "claims": [],
         "target_accuracy": None,
         **changes,
     }
