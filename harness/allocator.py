@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import platform
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _KEPT_BYTES = 2**30
 _GROWN_BYTES = 2**26
 
@@ -19,6 +19,11 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    settings = ((_M_MMAP_THRESHOLD, _KEPT_BYTES), (_M_TRIM_THRESHOLD, _KEPT_BYTES), (_M_TOP_PAD, _GROWN_BYTES))
+    settings = (
+        (_M_MMAP_THRESHOLD, _KEPT_BYTES),
+        (_M_TRIM_THRESHOLD, _KEPT_BYTES),
+        (_M_TOP_PAD, _GROWN_BYTES),
+        (_M_ARENA_MAX, 1),  # threads that compute beside each other share what is kept; arenas of their own are small
+    )
     done = [libc.mallopt(option, value) == 1 for option, value in settings]  # all of them, whatever each says
     return all(done)

@@ -9,6 +9,7 @@
     methods: [fedavg, {name: ampere, split_point: 1, label: Ampere}]
     testbed: {name: virtual, devices: [{profile: rpi-4-4g, count: 4}], ...}
     sweep: {testbed.network.up_bps: [1e6, 1e7]}
+    claims: [{figure: payload_bytes, method: Ampere, against: fedavg, reported: 0.9, source: "..."}]
 
 Every combination of method, seed and swept values is a run. A run's id is a hash of all that decides its
 outcome, so a sweep that is started again skips the runs it has.
@@ -20,8 +21,9 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from types import ModuleType
@@ -29,10 +31,12 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, field_validator
+from torch import nn
 
 from harness import method as methods
 from harness import reading
 from harness import testbed as testbeds
+from harness.claims import Claim
 from harness.errors import ConfigError, suggestion
 from harness.task import data as datasets
 from harness.task import models
@@ -42,6 +46,10 @@ from harness.validation import validated
 
 FORMAT = 1
 """Version of what a run's numbers mean; part of the id, so that runs of another format are not taken for new."""
+
+
+LABELS = ("experiment", "target_accuracy", "sweep", "claims")
+"""What of a resolved run only labels it."""
 
 
 class MethodEntry(Section):
@@ -73,6 +81,7 @@ class Experiment(Section):
     methods: list[str | dict[str, Any]] = Field(min_length=1)
     testbed: dict[str, Any]
     sweep: dict[str, list[Any]] = Field(default_factory=dict)
+    claims: list[Claim] = Field(default_factory=list)
 
     @field_validator("seeds")
     @classmethod
@@ -97,7 +106,8 @@ class RunSpec:
 
     Attributes:
         experiment: name of the experiment.  label: the method's name in tables.
-        swept: the swept values of this run, by key.
+        swept: the swept values of this run, by key.  claims: of its experiment.
+        data_root: where the files that the testbed names may lie; None = $AMMETER_DATA.
     """
 
     experiment: str
@@ -112,6 +122,8 @@ class RunSpec:
     testbed: ModuleType
     bed: BaseModel
     swept: dict[str, Any]
+    claims: tuple[Claim, ...] = ()
+    data_root: Path | None = None
 
     def resolved(self) -> dict[str, Any]:
         """Return the run as plain data: what is hashed and written to experiment.yaml."""
@@ -127,19 +139,21 @@ class RunSpec:
             "training": self.training.model_dump(mode="json"),
             "testbed": {"name": testbeds.name_of(self.testbed), **self.bed.model_dump(mode="json")},
             "sweep": self.swept,
+            "claims": [claim.model_dump(mode="json") for claim in self.claims],
             "files": self._files(),
+            "profiles": testbeds.profiles(self.bed),
         }
 
     def _files(self) -> dict[str, str]:
-        """Return the hash of every file of the user's own that the run is made with."""
+        """Return the hash of every file of the user's own that the run is made with, by its name as written."""
         settings = [self.method.name, self.task.model, self.bed.model_dump(mode="json")]
-        found = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] for path in _own_files(settings)}
-        return dict(sorted(found.items()))
+        paths = {path: Path(path) for path in _own_files(settings)} | testbeds.files(self.bed, self.data_root)
+        return {name: hashlib.sha256(paths[name].read_bytes()).hexdigest()[:16] for name in sorted(paths)}
 
-    @property
+    @cached_property
     def id(self) -> str:
         """12 hexadecimal digits: hash of the resolved run without what only labels it."""
-        decisive = {k: v for k, v in self.resolved().items() if k not in ("experiment", "target_accuracy", "sweep")}
+        decisive = {k: v for k, v in self.resolved().items() if k not in LABELS}
         text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -233,13 +247,27 @@ def override_value(override: str) -> tuple[str, Any]:
 def assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
     """Set data["a"]["b"] for key "a.b"; numbers index lists, and a name finds the list's entry of that name.
 
+    A `*` stands for every entry of a list that has the rest of the key already: "methods.*.split_point" sets the cut
+    of all methods that cut.
+
     Raises:
-        ConfigError: the path goes through something that is neither.
+        ConfigError: the path goes through something that is neither, or a `*` stands for nothing.
     """
-    parts = key.split(".")
-    node: Any = data
+    _assign(data, key.split("."), value, where)
+
+
+def _assign(data: Any, parts: list[str], value: Any, where: str) -> None:
+    node = data
     for position, part in enumerate(parts):
         last = position == len(parts) - 1
+        if isinstance(node, list) and part == "*":
+            rest = parts[position + 1 :]
+            having = [entry for entry in node if rest and _has(entry, rest)]
+            if not having:
+                raise ConfigError(f"{where}: no entry of {'.'.join(parts[:position])} has {'.'.join(rest)!r} to set")
+            for entry in having:
+                _assign(entry, rest, copy.deepcopy(value), where)
+            return
         if isinstance(node, list):
             index = _index(node, part, where)
             if last:
@@ -255,6 +283,14 @@ def assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
             node = node.setdefault(part, {})
         else:
             raise ConfigError(f"{where}: {'.'.join(parts[:position])} is a {type(node).__name__}, not a section")
+
+
+def _has(entry: Any, parts: list[str]) -> bool:
+    for part in parts:
+        if not isinstance(entry, dict) or part not in entry:
+            return False
+        entry = entry[part]
+    return True
 
 
 def _index(entries: list[Any], part: str, where: str) -> int:
@@ -291,34 +327,40 @@ def _label(name: str) -> str:
 # ---- resolving -------------------------------------------------------------------------------------------------
 
 
-def runs(experiment: Experiment, where: str = "experiment") -> list[RunSpec]:
+def runs(experiment: Experiment, where: str = "experiment", data_root: Path | None = None) -> list[RunSpec]:
     """Resolve an experiment into its runs: swept values x methods x seeds, all checked.
+
+    Args:
+        data_root: where the files that the testbed names may lie; None = $AMMETER_DATA.
 
     Raises:
         ConfigError, ProfileError: unknown names or keys, values that are not allowed, two methods of one label.
     """
-    return list(_runs(experiment, where))
+    return list(_runs(experiment, where, data_root))
 
 
-def _runs(experiment: Experiment, where: str) -> Iterator[RunSpec]:
+def _runs(experiment: Experiment, where: str, data_root: Path | None) -> Iterator[RunSpec]:
     keys = list(experiment.sweep)
     base = experiment.model_dump(mode="python")
+    checker = _Checker(where, data_root)
     for values in itertools.product(*(experiment.sweep[key] for key in keys)):
         data = copy.deepcopy(base)
         for key, value in zip(keys, values, strict=True):
             assign(data, key, copy.deepcopy(value), f"{where}: sweep.{key}")
         point = parse(data, where) if keys else experiment
         swept = dict(zip(keys, values, strict=True))
-        checker = _Checker(point, where)
-        labels: set[str] = set()
+        found = checker.found(point)
+        entries: list[MethodEntry] = []
         for position, given in enumerate(point.methods):
             here = f"{where}: methods[{position}]"
             entry = _entry(given, here)
-            if entry.label in labels:
+            if entry.label in (other.label for other in entries):
                 raise ConfigError(f"{here}: two methods are called {entry.label!r}; give one of them a `label`")
-            labels.add(entry.label)
-            method, config = checker.method(entry, here)
-            training = _merged(point.training, entry.training, f"{here}.training")
+            entries.append(entry)
+        resolved = [checker.method(entry, f"{where}: methods[{i}]", found) for i, entry in enumerate(entries)]
+        _check_claims(point.claims, [entry.label for entry in entries], where)
+        for position, (entry, (method, config)) in enumerate(zip(entries, resolved, strict=True)):
+            training = _merged(point.training, entry.training, f"{where}: methods[{position}].training")
             for seed in point.seeds:
                 yield RunSpec(
                     experiment=point.name,
@@ -330,53 +372,113 @@ def _runs(experiment: Experiment, where: str) -> Iterator[RunSpec]:
                     config=config,
                     task=point.task,
                     training=training,
-                    testbed=checker.testbed,
-                    bed=checker.bed,
+                    testbed=found.testbed,
+                    bed=found.bed,
                     swept=swept,
+                    claims=tuple(point.claims),
+                    data_root=data_root,
                 )
 
 
-class _Checker:
-    """Checks what can be checked before anything runs: names, cuts, the testbed."""
+def _check_claims(claims: Sequence[Claim], labels: Sequence[str], where: str) -> None:
+    """A claim compares two methods of the experiment, by their labels."""
+    for position, claim in enumerate(claims):
+        for key in ("method", "against"):
+            label = getattr(claim, key)
+            if label not in labels:
+                raise ConfigError(
+                    f"{where}: claims[{position}].{key}: no method of the experiment is called {label!r}"
+                    f"{suggestion(label, labels)}"
+                )
+        if claim.method == claim.against:
+            raise ConfigError(f"{where}: claims[{position}].against: {claim.against!r} is compared with itself")
 
-    def __init__(self, point: Experiment, where: str) -> None:
-        self._name = point.task.model
+
+@dataclass(frozen=True)
+class _Found:
+    """What is behind the names of a swept point: the model on no device, the testbed and its settings."""
+
+    model: nn.Sequential
+    model_name: str
+    testbed: ModuleType
+    bed: BaseModel
+
+
+class _Checker:
+    """Checks what can be checked before anything runs: names, cuts, the testbed; what points share is looked up once.
+
+    Args:
+        where: the experiment, for messages.
+    """
+
+    def __init__(self, where: str, data_root: Path | None) -> None:
+        self._where = where
+        self._data_root = data_root
+        self._models: dict[TaskConfig, nn.Sequential] = {}
+        self._testbeds: dict[str, tuple[ModuleType, BaseModel]] = {}
+        self._methods: dict[str, methods.Method] = {}
+        self._parted: set[tuple[TaskConfig, int, int]] = set()
+
+    def found(self, point: Experiment) -> _Found:
+        """Return a swept point's model and testbed.
+
+        Raises:
+            ConfigError, ProfileError: by key.
+        """
+        task = point.task
+        if task not in self._models:
+            self._models[task] = self._model(task)
+        section = json.dumps(point.testbed, sort_keys=True, default=repr)
+        if section not in self._testbeds:
+            self._testbeds[section] = testbeds.configured(point.testbed, self._where, self._data_root)
+        testbed, bed = self._testbeds[section]
+        devices: int = bed.num_devices  # type: ignore[attr-defined]
+        if (task, point.seeds[0], devices) not in self._parted:
+            self._check_partition(point, devices)
+            self._parted.add((task, point.seeds[0], devices))
+        return _Found(self._models[task], task.model, testbed, bed)
+
+    def _model(self, task: TaskConfig) -> nn.Sequential:
+        where = self._where
         try:
-            info = datasets.info(point.task.data)
+            info = datasets.info(task.data)
         except ConfigError as error:
             raise ConfigError(f"{where}: task.data: {error}") from None
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
-                self._model = models.build(
-                    self._name, info.kind, info.input_shape, info.num_classes, info.vocabulary, point.task.norm
+                return models.build(
+                    task.model, info.kind, info.input_shape, info.num_classes, info.vocabulary, task.norm
                 )
         except ConfigError as error:
             raise ConfigError(f"{where}: task.model: {error}") from None
         except Exception as error:  # whatever a user's own model does
-            raise ConfigError(f"{where}: task.model: {self._name}: {type(error).__name__}: {error}") from error
-        self.testbed, self.bed = testbeds.configured(point.testbed, where)
-        devices = self.bed.num_devices  # type: ignore[attr-defined]
-        try:  # the partition, from the class counts alone
+            raise ConfigError(f"{where}: task.model: {task.model}: {type(error).__name__}: {error}") from error
+
+    def _check_partition(self, point: Experiment, devices: int) -> None:
+        """Deal the samples, from the class counts alone."""
+        try:
             Workload(point.task, point.training, point.seeds[0], devices, timing=True, data_root=None)
         except ConfigError as error:
             key = "" if str(error).startswith("task.") else "task.partition: "
-            raise ConfigError(f"{where}: {key}{error}") from None
+            raise ConfigError(f"{self._where}: {key}{error}") from None
 
-    def method(self, entry: MethodEntry, here: str) -> tuple[methods.Method, methods.MethodConfig]:
+    def method(self, entry: MethodEntry, here: str, found: _Found) -> tuple[methods.Method, methods.MethodConfig]:
         """Return a method and its checked settings."""
         try:
-            method = methods.load(entry.name)
+            if entry.name not in self._methods:
+                self._methods[entry.name] = methods.load(entry.name)
+            method = self._methods[entry.name]
         except ConfigError as error:
             raise ConfigError(f"{here}: {error}") from None
         config = validated(method.config, entry.settings, here)
-        missing = self.bed.roles - set(method.roles)  # type: ignore[attr-defined]
+        missing = found.bed.roles - set(method.roles)  # type: ignore[attr-defined]
         if missing:
             raise ConfigError(
                 f"{here}: {entry.name!r} has no role for {', '.join(sorted(missing))} nodes, which the testbed has; "
                 f"its roles: {', '.join(method.roles)}"
             )
         try:
-            method.check(config, self._model, self._name)
+            method.check(config, found.model, found.model_name)
         except ConfigError as error:
             raise ConfigError(f"{here}: {error}") from None
         return method, config

@@ -119,6 +119,7 @@ class Collector:
         match: dict[str, Any],
     ) -> None:
         self.future = future
+        self.serial = 0
         self.tags = (tag,)
         self.peers = peers
         self.expected = {peer for peer in peers if peer not in lost}

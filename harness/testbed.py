@@ -1,8 +1,10 @@
 """A testbed is a package under `testbeds` with `Config`, `check` and `run`: found by name, like a method.
 
-`Config` knows `num_devices` and the `roles` of its nodes. `check(config, where)` raises ConfigError or ProfileError for
-what types cannot say. `run(spec, recorder, data_root, progress)` runs one RunSpec, writes its rows to the recorder and
-returns an `Outcome`.
+`Config` knows `num_devices` and the `roles` of its nodes. Where a run is made with more than its settings, it has
+`files(data_root)`, the paths of the files it names, by name, and `profiles()`, a hash of every profile it names, by id:
+both are part of a run's id. `check(config, where, data_root)` raises ConfigError or ProfileError for what types cannot
+say. `run(spec, recorder, data_root, progress)` runs one RunSpec, writes its rows to the recorder and returns an
+`Outcome`.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -85,8 +88,27 @@ def name_of(module: ModuleType) -> str:
     return module.__name__.rpartition(".")[2]
 
 
-def configured(section: Mapping[str, Any], where: str) -> tuple[ModuleType, BaseModel]:
+def files(bed: BaseModel, data_root: Path | None) -> dict[str, Path]:
+    """Return the files that a testbed's settings name, by their names there.
+
+    Args:
+        data_root: where they may lie; None = $AMMETER_DATA.
+    """
+    found: dict[str, Path] = bed.files(data_root) if hasattr(bed, "files") else {}
+    return found
+
+
+def profiles(bed: BaseModel) -> dict[str, str]:
+    """Return a hash of the values of every profile that a testbed's settings name, by its id."""
+    found: dict[str, str] = bed.profiles() if hasattr(bed, "profiles") else {}
+    return found
+
+
+def configured(section: Mapping[str, Any], where: str, data_root: Path | None = None) -> tuple[ModuleType, BaseModel]:
     """Return the testbed that an experiment's `testbed` section names, and its checked settings.
+
+    Args:
+        data_root: where the files that it names may lie; None = $AMMETER_DATA.
 
     Raises:
         ConfigError, ProfileError: by key.
@@ -97,5 +119,5 @@ def configured(section: Mapping[str, Any], where: str) -> tuple[ModuleType, Base
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     bed: BaseModel = validated(module.Config, settings, f"{where}: testbed")
-    module.check(bed, f"{where}: testbed")
+    module.check(bed, f"{where}: testbed", data_root)
     return module, bed

@@ -9,6 +9,7 @@ Figures (one file each: TITLE, NEEDS, available(tables), draw(tables); a new fil
     timeline              Gantt chart of one round: who computes what, and what is on the links
     device_count_sweep    makespan and throughput against the number of devices
     bandwidth_sweep       makespan and throughput against the bandwidth of the links
+    reductions            claims: what a paper reports as a line, ours against a swept number
     summary_bars          the headline: accuracy, makespan, payload, device idle time
 
 What they share

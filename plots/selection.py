@@ -7,6 +7,7 @@ Where a sweep has several, it shows the first and says so at its top.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -60,7 +61,8 @@ def one_configuration(tables: Tables, along: str | None = None) -> tuple[Tables,
             summary = summary[left == first]
     if not notes:
         return tables, ""
-    return tables.only(summary["run_id"].tolist()), "Of the sweep: " + ", ".join(notes)
+    chosen = replace(tables.only(summary["run_id"].tolist()), summary=summary)  # a run may stand for other points, too
+    return chosen, "Of the sweep: " + ", ".join(notes)
 
 
 def decoded(value: Any) -> Any:
@@ -75,7 +77,7 @@ def decoded(value: Any) -> Any:
 
 def name(column: str) -> str:
     """Return what a swept column is called in a note: the last part of its key that is a word."""
-    parts = [part for part in column.removeprefix(SWEEP).split(".") if not part.isdigit()]
+    parts = [part for part in column.removeprefix(SWEEP).split(".") if not part.isdigit() and part != "*"]
     return " ".join(parts[-2:]).replace("_", " ") if column.startswith(SWEEP) else column
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from harness.errors import StoreError
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    # one row per run; further columns "sweep:<key>" hold the value of each swept key of the experiment
+    # one row per run and swept point it stands for; further columns "sweep:<key>" hold the value of each swept key
     "summary": (
         "run_id",
         "label",
@@ -43,6 +43,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "timeline": ("run_id", "label", "node", "role", "lane", "kind", "what", "peer", "start_s", "end_s"),
     # one row per mark; kind is "round_start", "round_end" or "phase"
     "marks": ("run_id", "label", "node", "kind", "name", "number", "at_s"),
+    # one row per claim, swept point and seed; label is the method's, ours and reported are reductions as fractions,
+    # reported NaN where the paper says nothing; further columns "sweep:<key>"
+    "claims": ("run_id", "label", "against", "seed", "figure", "ours", "reported"),
 }
 """The columns every table has; others are ignored."""
 
@@ -57,7 +60,7 @@ class Tables:
     Times are in seconds on the testbed's clock, sizes in bytes, accuracies and fractions from 0 to 1.
 
     Attributes:
-        summary, metrics, traffic, idle, timeline, marks: see COLUMNS.
+        summary, metrics, traffic, idle, timeline, marks, claims: see COLUMNS.
         target_accuracy: the accuracy that `time_to_accuracy_s` is the time to, None if there is none.
 
     Raises:
@@ -70,6 +73,7 @@ class Tables:
     idle: pd.DataFrame = field(default_factory=pd.DataFrame)
     timeline: pd.DataFrame = field(default_factory=pd.DataFrame)
     marks: pd.DataFrame = field(default_factory=pd.DataFrame)
+    claims: pd.DataFrame = field(default_factory=pd.DataFrame)
     target_accuracy: float | None = None
 
     def __post_init__(self) -> None:

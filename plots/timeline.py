@@ -122,7 +122,7 @@ def _function_colours(timeline: pd.DataFrame) -> dict[str, str]:
     computed = timeline[timeline["kind"] == "compute"]
     names = list(dict.fromkeys(computed["what"].map(str)))
     if len(names) > len(_FUNCTIONS):
-        spent = (computed["end_s"] - computed["start_s"]).groupby(computed["what"].map(str)).sum()
+        spent = (computed["end_s"] - computed["start_s"]).groupby(computed["what"].map(str), observed=True).sum()
         kept = set(spent.sort_values(ascending=False, kind="stable").index[: len(_FUNCTIONS)])
         names = [name for name in names if name in kept]
     return dict(zip(names, _FUNCTIONS, strict=False))

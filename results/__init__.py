@@ -6,6 +6,7 @@ checks      invariants: a run that does not add up is broken
 summary     one run in one record, and its rounds
 store       run folders: written whole or not at all
 tables      many runs as tables; formats
+claims      what papers report beside what runs give
 trace       the timeline as Chrome trace JSON
 environment the host and the versions a run was made with
 """

@@ -37,11 +37,8 @@ def violations(arrays: Mapping[str, Rows], idle: pd.DataFrame, outcome: Outcome,
             found.append(f"a {table} interval is negative or outside the run")
     found += _overlaps(arrays["compute"], slack)
     transfers = arrays["transfer"]
-    delivered = transfers[transfers["status"] == record.DELIVERED]
-    if len(delivered) and (
-        np.any(delivered["started_s"] < delivered["posted_s"])
-        or np.any(delivered["arrived_s"] < delivered["started_s"])
-    ):
+    backwards = (transfers["started_s"] < transfers["posted_s"]) | (transfers["arrived_s"] < transfers["started_s"])
+    if np.any(backwards & (transfers["status"] == record.DELIVERED)):
         found.append("a message arrived before it was sent")
     if len(transfers) and (
         int(transfers["payload_bytes"].min()) < 0 or np.any(transfers["wire_bytes"] < transfers["payload_bytes"])
@@ -71,7 +68,7 @@ def _not_numbers(arrays: Mapping[str, Rows], idle: pd.DataFrame, end_s: float) -
     found = [] if np.isfinite(end_s) else [f"the run ends at {end_s} s"]
     for table, rows in arrays.items():
         for column in rows.dtype.names or ():
-            if table != "metric" and not np.all(np.isfinite(rows[column])):
+            if table != "metric" and rows[column].dtype.kind == "f" and not np.all(np.isfinite(rows[column])):
                 found.append(f"{table}.{column} holds a value that is no number")
     whole = np.isfinite(idle[list(COLUMNS)].to_numpy(dtype=float)).all(axis=1)
     return found + [f"{node}: a share of its time is no number" for node in idle["node"][~whole]]
@@ -79,10 +76,8 @@ def _not_numbers(arrays: Mapping[str, Rows], idle: pd.DataFrame, end_s: float) -
 
 def _overlaps(compute: Rows, slack: float) -> list[str]:
     """A node has one processor: its computations follow each other."""
-    if len(compute) < 2:
-        return []
-    rows = np.sort(compute, order=["node", "start_s"])
-    same = rows["node"][1:] == rows["node"][:-1]
-    if np.any(rows["start_s"][1:][same] < rows["end_s"][:-1][same] - slack):
+    order = np.lexsort((compute["start_s"], compute["node"]))
+    node, start_s, end_s = (compute[column][order] for column in ("node", "start_s", "end_s"))
+    if np.any((node[1:] == node[:-1]) & (start_s[1:] < end_s[:-1] - slack)):
         return ["two computations of one node overlap"]
     return []

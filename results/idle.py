@@ -10,13 +10,15 @@ why, and the peers' records say more:
     unselected   dependency, in a round the device was not sampled for
     overhead     ready, but not running: never on the virtual clock
 
-Compute + idle by cause + done tile the run: for every node they add up to its end. All intervals of all lanes are
-swept at once, sorted by (lane, time), so a run of millions of rows takes seconds.
+Compute + idle by cause + done tile the run: for every node they add up to its end. The intervals of a
+node's lanes are swept at once, sorted by (lane, time), so a run of millions of rows takes seconds; a busy node's in
+windows of time one after the other, so that they need little memory beside the rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from harness import record
 CAUSES = ("dependency", "straggler", "transfer", "unselected", "overhead")
 COLUMNS = ("compute", *CAUSES, "done")
 
+# Structured arrays are indexed by `take` and `compress` here: several times as fast as by brackets.
 Rows = np.ndarray[Any, Any]
 Intervals = np.ndarray[Any, Any]
 
@@ -34,6 +37,8 @@ _INTERVAL = np.dtype([("lane", "i8"), ("start", "f8"), ("end", "f8")])
 _DEPENDENCY, _STRAGGLER, _TRANSFER, _UNSELECTED, _OVERHEAD = range(5)
 _MOST_HOPS = 4
 """How far a wait for another activity of the same node is followed."""
+SWEEP_INTERVALS = 200_000
+"""About how many intervals are swept at once: some 20 MB."""
 
 
 def attribute(arrays: Mapping[str, Rows], names: Sequence[str], roles: Mapping[str, str], end_s: float) -> pd.DataFrame:
@@ -47,31 +52,48 @@ def attribute(arrays: Mapping[str, Rows], names: Sequence[str], roles: Mapping[s
     posted = _posted(arrays["transfer"])
     ids = {name: number for number, name in enumerate(names)}
     unselected = _unselected(arrays["mark"])
-    by_node = {
-        table: _group(arrays[table], column)
-        for table, column in (
-            ("compute", "node"),
-            ("wait", "node"),
-            ("barrier", "src"),
-            ("mark", "node"),
-            ("transfer", "src"),
-        )
-    }
+    by_node = {table: _Grouped(arrays[table], column, read) for table, (column, read) in _READ.items()}
     rows = []
     for name, role in roles.items():
         number = ids.get(name, -1)
-        mine = {table: groups.get(number, arrays[table][:0]) for table, groups in by_node.items()}
+        mine = {table: groups.of(number) for table, groups in by_node.items()}
         away = unselected(number) if role == "device" else []
         seconds = _node(mine, posted, away, end_s)
         rows.append({"node": name, **seconds})
     return pd.DataFrame(rows, columns=["node", *COLUMNS])
 
 
-def _group(rows: Rows, column: str) -> dict[int, Rows]:
-    order = np.argsort(rows[column], kind="stable")
-    ordered = rows[order]
-    keys, starts = np.unique(ordered[column], return_index=True)
-    return dict(zip(keys.tolist(), np.split(ordered, starts[1:]), strict=True)) if len(keys) else {}
+_READ = {
+    "compute": ("node", ("lane", "start_s", "end_s")),
+    "wait": ("node", ("lane", "kind", "start_s", "end_s", "cause")),
+    "barrier": ("src", ("arrived_s", "last_s")),
+    "mark": ("node", ("kind", "at_s")),
+    "transfer": ("src", ("lane", "status", "posted_s", "arrived_s")),
+}
+"""What is read of a node's rows: table -> (which column says that they are the node's, columns)."""
+
+
+class _Grouped:
+    """The rows of a table by the number in one column: their order is kept, they are copied when asked for."""
+
+    def __init__(self, rows: Rows, column: str, read: Sequence[str]) -> None:
+        self._rows = rows
+        self._dtype = np.dtype([(name, rows.dtype[name]) for name in read])
+        keys = rows[column]
+        self._ends = np.cumsum(np.bincount(keys))
+        if len(self._ends) <= 2**15:
+            keys = keys.astype(np.int16)  # numpy sorts short integers by counting
+        self._order = np.argsort(keys, kind="stable")
+
+    def of(self, number: int) -> Rows:
+        """Return the columns that are read of the rows of that number, in their order."""
+        known = 0 <= number < len(self._ends)
+        first, end = (self._ends[number - 1] if number else 0, self._ends[number]) if known else (0, 0)
+        mine = self._order[first:end]
+        copied = np.empty(len(mine), dtype=self._dtype)
+        for column in copied.dtype.names or ():
+            copied[column] = self._rows[column][mine]
+        return copied
 
 
 def _posted(transfers: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -103,7 +125,7 @@ def _unselected(marks: Rows) -> Callable[[int], list[tuple[float, float]]]:
 def _intervals(lanes: Any, starts: Any, ends: Any) -> Intervals:
     out = np.empty(len(starts), dtype=_INTERVAL)
     out["lane"], out["start"], out["end"] = lanes, starts, ends
-    return out[out["end"] > out["start"]]
+    return out.compress(out["end"] > out["start"])
 
 
 def _node(
@@ -111,11 +133,12 @@ def _node(
 ) -> dict[str, float]:
     """Return the seconds of one node by cause."""
     spans = _spans(mine["mark"], end_s)
-    compute = np.sort(mine["compute"], order="start_s")
+    compute = mine["compute"].take(np.argsort(mine["compute"]["start_s"], kind="stable"))
     busy = float((compute["end_s"] - compute["start_s"]).sum())
     waits = mine["wait"]
-    direct = waits[(waits["kind"] != record.JOIN) & (waits["kind"] != record.CHANNEL)]
-    referring = waits[((waits["kind"] == record.JOIN) | (waits["kind"] == record.CHANNEL)) & (waits["cause"] >= 0)]
+    refers = (waits["kind"] == record.JOIN) | (waits["kind"] == record.CHANNEL)
+    direct = waits.compress(~refers)
+    referring = waits.compress(refers & (waits["cause"] >= 0))
     dependency, transfer = _split(direct, posted)
     transfer = np.concatenate([transfer, _own_sends(mine["transfer"], end_s)])
     barriers = mine["barrier"]
@@ -210,8 +233,48 @@ def _sweep(
 
     Those parts are cut at the edges of `referring` waits, so that each lies inside one of them or in none.
     """
-    lanes = np.unique(gaps["lane"])
     cuts = _intervals(referring["lane"], referring["start_s"], referring["end_s"])
+    seconds = np.zeros(5)
+    left = [gaps[:0]]
+    intervals = len(gaps) + len(dependency) + len(transfer) + len(cuts)
+    for start, end in _windows(gaps, intervals):
+        inside = [_clipped(part, start, end) for part in (gaps, dependency, transfer, cuts)]
+        late, away = (
+            spans[(spans[:, 0] < end) & (spans[:, 1] > start)].clip(start, end) for spans in (straggler, absent)
+        )
+        found, open_ = _sweep_window(inside, late, away)
+        seconds += found
+        left.append(open_)
+    return seconds, np.concatenate(left)
+
+
+def _windows(gaps: Intervals, intervals: int) -> Iterator[tuple[float, float]]:
+    """Yield windows of time that hold equal shares of the gaps, and all of them together."""
+    if len(gaps):
+        pieces = intervals // SWEEP_INTERVALS + 1
+        inner = np.quantile(gaps["start"], np.arange(1, pieces) / pieces, method="lower")
+        edges = np.unique([gaps["start"].min(), *inner, gaps["end"].max()])
+        yield from itertools.pairwise(edges.tolist())
+
+
+def _clipped(part: Intervals, start: float, end: float) -> Intervals:
+    inside = part.compress((part["start"] < end) & (part["end"] > start))
+    np.clip(inside["start"], start, None, out=inside["start"])
+    np.clip(inside["end"], None, end, out=inside["end"])
+    return inside
+
+
+def _sweep_window(
+    inside: Sequence[Intervals],
+    straggler: np.ndarray[Any, np.dtype[np.float64]],
+    absent: np.ndarray[Any, np.dtype[np.float64]],
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], Intervals]:
+    """Sweep the gaps, dependencies, transfers and cuts of one window of time.
+
+    Straggler and absent hold for every lane of the node.
+    """
+    gaps, dependency, transfer, cuts = inside
+    lanes = np.unique(gaps["lane"])
     sets = [gaps, dependency, transfer, _on_lanes(straggler, lanes), _on_lanes(absent, lanes), cuts]
     lane = np.concatenate([part["lane"] for part in sets for _ in (0, 1)])
     time = np.concatenate([part[edge] for part in sets for edge in ("start", "end")])

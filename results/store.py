@@ -18,11 +18,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,8 +55,8 @@ class Run:
     def id(self) -> str:
         return str(self.summary["run_id"])
 
-    def table(self, name: str) -> pd.DataFrame:
-        """Read "rounds", "metrics" or "idle", or one of the event tables (harness.record.TABLES).
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read "rounds", "metrics" or "idle", or one of the event tables (harness.record.TABLES); or these columns.
 
         Raises:
             StoreError: it is missing or damaged.
@@ -64,7 +65,7 @@ class Run:
         if not path.exists():
             path = self.folder / "events" / f"{name}.parquet"
         try:
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, columns=None if columns is None else list(columns))
         except (OSError, ValueError) as error:
             raise StoreError(f"{path}: cannot be read ({error}); delete the run's folder and run it again") from None
 
@@ -89,15 +90,25 @@ class Store:
         folder = self.folder(experiment, run_id)
         return load(folder) if state(folder) == "complete" else None
 
-    def relabel(self, run: Run, swept: Mapping[str, Any], target: float | None) -> Run:
-        """Return a kept run with the swept values and the target of the experiment that asks for it now.
+    def relabel(
+        self,
+        run: Run,
+        points: Sequence[Mapping[str, Any]],
+        target: float | None,
+        claims: Sequence[Mapping[str, Any]] = (),
+    ) -> Run:
+        """Return a kept run with the labels of the experiment that asks for it now.
+
+        Args:
+            points: the swept values of every point that the run stands for.
 
         Raises:
             StoreError: the disk is read-only or full.
         """
-        if run.summary["sweep"] == dict(swept) and run.summary["target_accuracy"] == target:
+        labels = {"points": [dict(point) for point in points], "claims": [dict(claim) for claim in claims]}
+        changed = summary.retarget({**run.summary, **labels}, target)
+        if changed == run.summary:
             return run
-        changed = summary.retarget({**run.summary, "sweep": dict(swept)}, target)
         with _disk(run.folder):
             _write_text(run.folder / "summary.json", json.dumps(changed, indent=2))
         return Run(run.folder, changed)
@@ -138,11 +149,10 @@ class Store:
 
 def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome) -> Run:
     """Write everything that is derived from a run's rows."""
-    arrays = recorder.arrays()
+    arrays, names = recorder.arrays(), recorder.names
     roles = {node.name: node.role for node in outcome.nodes}
-    seconds = idle.attribute(arrays, recorder.names, roles, outcome.end_s)
-    tables = events.frames(arrays, recorder.names)
-    record_ = summary.summarise(resolved, run_id, variant(resolved), outcome, tables, seconds)
+    seconds = idle.attribute(arrays, names, roles, outcome.end_s)
+    record_ = summary.summarise(resolved, run_id, variant(resolved), outcome, arrays, names, seconds)
     details = environment.describe() | {
         "clock": outcome.clock,
         "testbed": outcome.notes,
@@ -154,9 +164,9 @@ def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Re
     _write_text(folder / "environment.json", json.dumps(details, indent=2))
     if outcome.partition:
         _write_arrays(folder / "partition.npz", outcome)
-    events.write(folder / "events", tables)
-    summary.rounds(tables).to_parquet(folder / "rounds.parquet", index=False)
-    summary.metrics(tables["metric"]).to_parquet(folder / "metrics.parquet", index=False)
+    events.write(folder / "events", arrays, names)
+    summary.rounds(arrays, names).to_parquet(folder / "rounds.parquet", index=False)
+    summary.metrics(arrays["metric"], names).to_parquet(folder / "metrics.parquet", index=False)
     seconds["role"] = [node.role for node in outcome.nodes]
     seconds.to_parquet(folder / "idle.parquet", index=False)
     _write_text(folder / "summary.json", json.dumps(record_, indent=2))
@@ -169,7 +179,8 @@ def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Re
 
 def variant(resolved: Mapping[str, Any]) -> str:
     """Return 8 hexadecimal digits that name a run's settings without its seed and labels."""
-    settings = {k: v for k, v in resolved.items() if k not in ("seed", "experiment", "target_accuracy", "sweep")}
+    labels = ("seed", "experiment", "target_accuracy", "sweep", "claims")
+    settings = {k: v for k, v in resolved.items() if k not in labels}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -183,7 +194,7 @@ def state(folder: Path) -> str | None:
         StoreError: it was written by a newer version.
     """
     try:
-        status = json.loads((folder / "status").read_text())
+        status = json.loads(_read(folder, "status"))
         version, found = int(status["format"]), str(status["state"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -195,6 +206,12 @@ def state(folder: Path) -> str | None:
     return found
 
 
+def _read(folder: Path, name: str) -> bytes:
+    """Return a file of a run. (Path.read_text takes thrice as long, which counts where runs are many.)"""
+    with open(f"{folder}/{name}", "rb", buffering=0) as file:
+        return file.read()
+
+
 def load(folder: Path) -> Run:
     """Load a complete run.
 
@@ -204,12 +221,18 @@ def load(folder: Path) -> Run:
     found = state(folder)
     if found != "complete":
         raise StoreError(f"{folder}: is {found or 'no run'}; run its experiment again to complete it")
+    return _load(folder)
+
+
+def _load(folder: Path) -> Run:
     try:
-        data = json.loads((folder / "summary.json").read_text())
+        data = json.loads(_read(folder, "summary.json"))
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder}/summary.json: cannot be read ({error}); delete the folder and run again") from None
     if not isinstance(data, dict) or "run_id" not in data:
         raise StoreError(f"{folder}/summary.json: holds no summary; delete the folder and run again")
+    if "points" not in data:  # written before a run could stand for several
+        data |= {"points": [data.pop("sweep", {})], "claims": []}
     return Run(folder, data)
 
 
@@ -223,13 +246,35 @@ def find(paths: list[Path]) -> list[Run]:
     for path in paths:
         if not path.is_dir():
             raise StoreError(f"{path}: no such folder; give a run's folder, an experiment's, or the --runs folder")
-        folders = [path, *sorted(path.glob("*")), *sorted(path.glob("*/*"))]
-        here = [folder for folder in folders if folder.is_dir() and state(folder) == "complete"]
+        with _no_collector():
+            here = {folder: runs.get(folder) or _load(folder) for folder in _complete(path, levels=2)}
         if not here:
             raise StoreError(f"{path}: holds no complete run; start one with `ammeter run EXPERIMENT`")
-        for folder in here:
-            runs[folder] = load(folder)
+        runs |= here
     return list(runs.values())
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Keep Python from looking for garbage among thousands of summaries, which are none: a third of their time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _complete(folder: Path, levels: int) -> Iterator[Path]:
+    """Yield the folders of complete runs: this one, or those up to so many levels below, by path."""
+    found = state(folder)
+    if found == "complete":
+        yield folder
+    if found is None and levels:
+        with contextlib.suppress(PermissionError), os.scandir(folder) as entries:
+            for name in sorted(entry.name for entry in entries if entry.is_dir()):
+                yield from _complete(folder / name, levels - 1)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------

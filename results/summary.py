@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from harness import record
 from harness.testbed import Outcome
 from results.idle import CAUSES, COLUMNS
 
@@ -19,12 +20,17 @@ def summarise(
     run_id: str,
     variant: str,
     outcome: Outcome,
-    tables: Mapping[str, pd.DataFrame],
+    arrays: Mapping[str, Rows],
+    names: Sequence[str],
     idle: pd.DataFrame,
 ) -> dict[str, Any]:
     """Return the run's figures by name; units end the names, shares are fractions.
 
-    `variant` names the settings without the seed: runs of one variant are repeats of each other.
+    `arrays` are the run's tables, `names` the names in them (Recorder.arrays, Recorder.names).
+
+    `points` are the swept values by key: one mapping for every point of a sweep that this run stands for, more than
+    one where a swept value does not touch its method. `variant` names the settings without the seed: runs of one
+    variant are repeats of each other.
 
     Device figures are means over devices unless the name says otherwise. Throughput counts the training samples
     that devices computed on, over the makespan. Energy is known where every device's profile knows its power.
@@ -32,9 +38,9 @@ def summarise(
     end_s = outcome.end_s
     roles = {node.name: node.role for node in outcome.nodes}
     devices = [name for name, role in roles.items() if role == "device"]
-    compute, transfer, metric = tables["compute"], tables["transfer"], tables["metric"]
-    by_role = compute["node"].astype(object).map(roles)
-    flops = compute["flops"].groupby(by_role).sum()
+    role = np.array([roles.get(name, "") for name in names], dtype=object)
+    compute, mark = arrays["compute"], arrays["mark"]
+    on_device, on_server = ((role == kind)[compute["node"]] for kind in ("device", "server"))
     seconds: dict[str, dict[str, float]] = idle.set_index("node").to_dict("index")  # type: ignore[assignment]
     summary: dict[str, Any] = {
         "run_id": run_id,
@@ -46,56 +52,60 @@ def summarise(
         "testbed": resolved["testbed"]["name"],
         "clock": outcome.clock,
         "devices": len(devices),
-        "sweep": dict(resolved["sweep"]),
+        "points": [dict(resolved["sweep"])],
+        "claims": list(resolved["claims"]),
         "target_accuracy": resolved["target_accuracy"],
         "makespan_s": end_s,
         "variant": variant,
-        "rounds": _rounds_made(tables["mark"]),
-        **_traffic(transfer, roles),
-        "device_flops": float(flops.get("device", 0.0)),
-        "server_flops": float(flops.get("server", 0.0)),
-        "throughput_samples_per_s": float(compute["samples"][by_role == "device"].sum()) / end_s if end_s else 0.0,
-        **_quality(metric, resolved["target_accuracy"]),
+        "rounds": _rounds_made(mark, names),
+        **_traffic(arrays["transfer"], role == "server"),
+        "device_flops": float(compute["flops"][on_device].sum()),
+        "server_flops": float(compute["flops"][on_server].sum()),
+        "throughput_samples_per_s": float(compute["samples"][on_device].sum()) / end_s if end_s else 0.0,
+        **_quality(arrays["metric"], names, resolved["target_accuracy"]),
         **_idle(seconds, devices, "device", end_s),
         **_idle(seconds, ["server"], "server", end_s),
-        **_memory(tables["mark"], devices),
+        **_memory(mark, names, devices),
         "device_energy_j": _energy(outcome, seconds, devices),
         "messages": outcome.sent,
     }
     return summary
 
 
-def _traffic(transfer: pd.DataFrame, roles: Mapping[str, str]) -> dict[str, int]:
+def _traffic(transfer: Rows, is_server: Rows) -> dict[str, int]:
     """Payload and wire bytes that arrived: at the server (up), from it (down), or between the others (lan)."""
-    lost = transfer[transfer["status"].astype(object) != "delivered"]
-    transfer = transfer[transfer["status"].astype(object) == "delivered"]
-    src = transfer["src"].astype(object).map(roles)
-    dst = transfer["dst"].astype(object).map(roles)
+    arrived = transfer["status"] == record.DELIVERED
+    up, down = is_server[transfer["dst"]], is_server[transfer["src"]]
     figures: dict[str, int] = {}
-    for name, chosen in (
-        ("up", dst == "server"),
-        ("down", src == "server"),
-        ("lan", (src != "server") & (dst != "server")),
-    ):
+    for name, chosen in (("up", arrived & up), ("down", arrived & down), ("lan", arrived & ~up & ~down)):
         if name == "lan" and not chosen.any():
             continue
         for kind in ("payload", "wire"):
-            figures[f"{kind}_{name}_bytes"] = int(transfer.loc[chosen, f"{kind}_bytes"].sum())
-    figures["wire_bytes"] = int(transfer["wire_bytes"].sum())
-    figures["undelivered_bytes"] = int(lost["payload_bytes"].sum())
+            figures[f"{kind}_{name}_bytes"] = int(transfer[f"{kind}_bytes"][chosen].sum())
+    figures["wire_bytes"] = int(transfer["wire_bytes"][arrived].sum())
+    figures["undelivered_bytes"] = int(transfer["payload_bytes"][~arrived].sum())
     return figures
 
 
-def _rounds_made(mark: pd.DataFrame) -> int:
+def _numbers(names: Sequence[str], wanted: str) -> list[int]:
+    return [number for number, name in enumerate(names) if name == wanted]
+
+
+def _server_marks(mark: Rows, names: Sequence[str], kind: int) -> Rows:
+    found: Rows = mark[(mark["kind"] == kind) & np.isin(mark["node"], _numbers(names, "server"))]
+    return found
+
+
+def _rounds_made(mark: Rows, names: Sequence[str]) -> int:
     """How many rounds the server has finished."""
-    ended = mark[(mark["kind"] == "round_end") & (mark["node"].astype(object) == "server")]
-    return int(ended["number"].nunique())
+    return len(np.unique(_server_marks(mark, names, record.ROUND_END)["number"]))
 
 
-def _quality(metric: pd.DataFrame, target: float | None) -> dict[str, Any]:
+def _quality(metric: Rows, names: Sequence[str], target: float | None) -> dict[str, Any]:
     """Accuracy of the global model: final, best, as a curve of [at_s, accuracy], and when it reached the target."""
-    rows = metric[metric["name"].astype(object) == "global/accuracy"].sort_values("at_s", kind="stable")
-    curve = [[float(at_s), float(value)] for at_s, value in zip(rows["at_s"], rows["value"], strict=True)]
+    rows = metric[np.isin(metric["name"], _numbers(names, "global/accuracy"))]
+    rows = rows[np.argsort(rows["at_s"], kind="stable")]
+    curve = [[float(row["at_s"]), float(row["value"])] for row in rows]
     values = [value for _, value in curve]
     return {
         "accuracy": values[-1] if values else None,
@@ -130,11 +140,12 @@ def _idle(
     return figures
 
 
-def _memory(mark: pd.DataFrame, devices: Sequence[str]) -> dict[str, int]:
-    peaks = mark[mark["kind"] == "peak_memory"].set_index("node")["number"]
+def _memory(mark: Rows, names: Sequence[str], devices: Sequence[str]) -> dict[str, int]:
+    rows = mark[mark["kind"] == record.PEAK_MEMORY]
+    peaks = {names[row["node"]]: int(row["number"]) for row in rows}
     return {
-        "peak_device_memory_bytes": int(max((peaks.get(name, 0) for name in devices), default=0)),
-        "peak_server_memory_bytes": int(peaks.get("server", 0)),
+        "peak_device_memory_bytes": max((peaks.get(name, 0) for name in devices), default=0),
+        "peak_server_memory_bytes": peaks.get("server", 0),
     }
 
 
@@ -150,28 +161,32 @@ def _energy(outcome: Outcome, seconds: Mapping[str, Mapping[str, float]], device
     return total
 
 
-def rounds(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+def rounds(arrays: Mapping[str, Rows], names: Sequence[str]) -> pd.DataFrame:
     """Return one row per round of the server: round, start_s, end_s, duration_s, payload bytes of its messages."""
-    mark, transfer = tables["mark"], tables["transfer"]
-    mark = mark[mark["node"].astype(object) == "server"]
-    start = mark[mark["kind"] == "round_start"].drop_duplicates("number").set_index("number")["at_s"]
-    end = mark[mark["kind"] == "round_end"].drop_duplicates("number").set_index("number")["at_s"]
+    start, end = (_first(_server_marks(arrays["mark"], names, kind)) for kind in (record.ROUND_START, record.ROUND_END))
     table = pd.DataFrame({"start_s": start, "end_s": end})
     table["duration_s"] = table["end_s"] - table["start_s"]
-    payload = transfer.groupby("round")["payload_bytes"].sum()
+    transfer = arrays["transfer"]
+    payload = pd.Series(transfer["payload_bytes"]).groupby(transfer["round"]).sum()
     table["payload_bytes"] = payload.reindex(table.index).fillna(0).astype(np.int64)
     return table.rename_axis("round").reset_index()
 
 
-def metrics(metric: pd.DataFrame) -> pd.DataFrame:
+def _first(marks: Rows) -> pd.Series:
+    """Return when each round was marked first, by its number."""
+    at_s = pd.Series(marks["at_s"], index=marks["number"])
+    return at_s[~at_s.index.duplicated()]
+
+
+def metrics(metric: Rows, names: Sequence[str]) -> pd.DataFrame:
     """Return one row per scored model and round: model ("global", "auxiliary"), round, at_s, accuracy, loss."""
-    if metric.empty:
+    if not len(metric):
         return pd.DataFrame(columns=["model", "round", "at_s", "accuracy", "loss"])
-    split = metric["name"].astype(str).str.split("/", n=1, expand=True)
+    split = [names[number].split("/", 1) for number in metric["name"]]
     long = pd.DataFrame(
         {
-            "model": split[0],
-            "figure": split[1],
+            "model": [model for model, _ in split],
+            "figure": [figure for _, figure in split],
             "round": metric["round"],
             "at_s": metric["at_s"],
             "value": metric["value"],

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from harness.errors import StoreError
 from results.idle import COLUMNS
 from results.store import Run
+from results.summary import retarget
 
 _KEY = ["run_id", "label", "seed"]
+_Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+_NO_COLUMNS = ("accuracy_curve", "points", "claims")
+"""What of a summary is not one value."""
 
 
 def summaries(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per run; swept keys become columns "sweep:<key>"."""
-    rows = []
+    """Return one row per run and swept point it stands for; swept keys become columns "sweep:<key>".
+
+    A run that a swept value does not touch stands for several points, and has a row at each. Rows are in the order of
+    the points, then of the runs.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        row = {key: value for key, value in run.summary.items() if key != "accuracy_curve"}
-        for key, value in row.pop("sweep", {}).items():
-            row[f"sweep:{key}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
-        rows.append(row)
-    table = pd.DataFrame(rows)
+        for point in run.summary["points"]:
+            row = retarget(run.summary, point["target_accuracy"]) if "target_accuracy" in point else run.summary
+            row = {key: value for key, value in row.items() if key not in _NO_COLUMNS}
+            for key, value in point.items():
+                row[f"sweep:{key}"] = json.dumps(value) if isinstance(value, (dict, list)) else value
+            rows.setdefault(json.dumps(point, sort_keys=True), []).append(row)
+    table = pd.DataFrame([row for at_point in rows.values() for row in at_point])
     numbers = [
         column
         for column in map(str, table)
@@ -45,19 +57,19 @@ def traffic(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _traffic(run: Run) -> pd.DataFrame:
-    transfer = run.table("transfer")
-    src, dst = transfer["src"].astype(str), transfer["dst"].astype(str)
-    direction = np.where(dst == "server", "up", np.where(src == "server", "down", "lan"))
+    transfer = run.table("transfer", ["src", "dst", "tag", "payload_bytes", "wire_bytes"])
+    up, down = (transfer[column] == "server" for column in ("dst", "src"))
+    direction = _from_codes(np.where(up, 0, np.where(down, 1, 2)), ["up", "down", "lan"])
     grouped = (
-        transfer.assign(direction=direction, tag=transfer["tag"].astype(str))
-        .groupby(["tag", "direction"], sort=False)
+        transfer.assign(direction=direction)
+        .groupby(["tag", "direction"], sort=False, observed=True)
         .agg(
-            messages=("serial", "size"),
+            messages=("payload_bytes", "size"),
             payload_bytes=("payload_bytes", "sum"),
             wire_bytes=("wire_bytes", "sum"),
         )
     )
-    return grouped.reset_index()
+    return grouped.reset_index().astype({"tag": str, "direction": str})
 
 
 def idle(runs: Sequence[Run]) -> pd.DataFrame:
@@ -77,26 +89,55 @@ def rounds(run: Run) -> pd.DataFrame:
 
 
 def timeline(run: Run) -> pd.DataFrame:
-    """Return computations and transfers of one run: node, role, lane, kind, what, peer, start_s, end_s."""
-    roles = dict(run.table("idle")[["node", "role"]].itertuples(index=False, name=None))
-    compute = run.table("compute").assign(kind="compute", peer="")
-    transfer = run.table("transfer")
-    transfer = transfer[transfer["status"].astype(str) == "delivered"]
-    transfer = pd.DataFrame(
+    """Return computations and transfers of one run: node, role, lane, kind, what, peer, start_s, end_s.
+
+    Columns of text are categories: a run may have millions of rows.
+    """
+    role_of = dict(run.table("idle")[["node", "role"]].itertuples(index=False, name=None))
+    compute = run.table("compute", ["node", "lane", "what", "start_s", "end_s"])
+    transfer = run.table("transfer", ["src", "dst", "tag", "status", "started_s", "arrived_s"])
+    transfer = transfer[transfer["status"] == "delivered"]
+    node = _together(compute["node"], transfer["src"])
+    kinds = list(dict.fromkeys(role_of.values()))
+    role = np.array([kinds.index(role_of[name]) for name in node.categories], dtype=np.int8)
+    computed, moved = len(compute), len(transfer)
+    return pd.DataFrame(
         {
-            "node": transfer["src"].astype(str),
-            "lane": 0,
-            "kind": "transfer",
-            "what": transfer["tag"].astype(str),
-            "peer": transfer["dst"].astype(str),
-            "start_s": transfer["started_s"],
-            "end_s": transfer["arrived_s"],
+            "run_id": _repeated([run.summary["run_id"]], [computed + moved]),
+            "label": _repeated([run.summary["label"]], [computed + moved]),
+            "seed": run.summary["seed"],
+            "node": node,
+            "role": _from_codes(role[node.codes], kinds),
+            "lane": np.concatenate([compute["lane"], np.zeros(moved, dtype=np.int32)]),
+            "kind": _repeated(["compute", "transfer"], [computed, moved]),
+            "what": _together(compute["what"], transfer["tag"]),
+            "peer": _together(pd.Series(_repeated([""], [computed])), transfer["dst"]),
+            "start_s": np.concatenate([compute["start_s"], transfer["started_s"]]),
+            "end_s": np.concatenate([compute["end_s"], transfer["arrived_s"]]),
         }
     )
-    compute = compute.assign(node=compute["node"].astype(str), what=compute["what"].astype(str))
-    both = pd.concat([compute[transfer.columns], transfer], ignore_index=True)
-    both.insert(1, "role", both["node"].map(roles))
-    return _labelled(run, both)
+
+
+def _repeated(words: list[str], times: list[int]) -> pd.Categorical:
+    """Return words one after the other, each so many times, as categories."""
+    return _from_codes(np.repeat(np.arange(len(words), dtype=np.int8), times), words)
+
+
+def _together(*parts: pd.Series) -> pd.Categorical:
+    """Return columns of categories below each other; their categories may differ."""
+    parts = tuple(part.astype("category") for part in parts)  # a table without rows is read without categories
+    words = list(dict.fromkeys(word for part in parts for word in part.cat.categories))
+    code = {word: number for number, word in enumerate(words)}
+    renumbered = [np.array([code[word] for word in part.cat.categories], dtype=np.int32) for part in parts]
+    return _from_codes(
+        np.concatenate([new[part.cat.codes] for new, part in zip(renumbered, parts, strict=True)]), words
+    )
+
+
+def _from_codes(codes: np.ndarray[Any, Any], words: list[str]) -> pd.Categorical:
+    make: Any = pd.Categorical.from_codes  # its stub knows no arrays
+    made: pd.Categorical = make(codes, words)
+    return made
 
 
 def marks(run: Run) -> pd.DataFrame:
@@ -161,20 +202,20 @@ def comparison(table: pd.DataFrame) -> pd.DataFrame:
     """
     swept = [column for column in table.columns if column.startswith("sweep:")]
     keys = ["label", *swept]
-    table = table.assign(label=_distinct_labels(table, keys))
-    rows = []
-    for values, group in table.groupby([*keys, "experiment", "variant"], sort=False, dropna=False):
-        row: dict[str, Any] = dict(zip(keys, values, strict=False))
-        row["seeds"] = len(group)
-        row["target_accuracy"] = group["target_accuracy"].iloc[0]
-        row["reached"] = int(group["time_to_accuracy_s"].notna().sum())
-        for figure in FIGURES:
-            row[figure], row[f"{figure} ±"] = _interval(group[figure].to_numpy(dtype=float))
-        rows.append(row)
-    return pd.DataFrame(rows)
+    table = table.assign(label=distinct_labels(table, keys))
+    groups = table.groupby([*keys, "experiment", "variant"], sort=False, dropna=False)
+    number, count = groups.ngroup().to_numpy(), groups.ngroups
+    rows = table.iloc[np.unique(number, return_index=True)[1]]  # each group's first run
+    columns: dict[str, Any] = {key: rows[key].to_numpy() for key in keys}
+    columns["seeds"] = np.bincount(number, minlength=count)
+    columns["target_accuracy"] = rows["target_accuracy"].to_numpy()
+    columns["reached"] = np.bincount(number[table["time_to_accuracy_s"].notna()], minlength=count)
+    for figure in FIGURES:
+        columns[figure], columns[f"{figure} ±"] = intervals(table[figure].to_numpy(dtype=float), number, count)
+    return pd.DataFrame(columns)
 
 
-def _distinct_labels(table: pd.DataFrame, keys: list[str]) -> pd.Series:
+def distinct_labels(table: pd.DataFrame, keys: list[str]) -> pd.Series:
     """Return labels that tell apart runs of equal label from several experiments or with several settings."""
     label = table["label"].astype(str)
     for column in ("experiment", "variant"):
@@ -183,15 +224,18 @@ def _distinct_labels(table: pd.DataFrame, keys: list[str]) -> pd.Series:
     return label
 
 
-def _interval(values: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[float, float]:
-    """Return mean and half width of the 95 % interval (Student's t), NaN where there is too little."""
-    values = values[~np.isnan(values)]
-    if len(values) == 0:
-        return float("nan"), float("nan")
-    if len(values) == 1:
-        return float(values[0]), float("nan")
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return float(values.mean()), half
+def intervals(values: _Floats, group: np.ndarray[Any, Any], groups: int) -> tuple[_Floats, _Floats]:
+    """Return mean and half width of the 95 % interval (Student's t) of each group, NaN where there is too little."""
+    known = ~np.isnan(values)
+    values, group = values[known], group[known]
+    count = np.bincount(group, minlength=groups)
+    mean, half = np.full(groups, np.nan), np.full(groups, np.nan)
+    np.divide(np.bincount(group, values, groups), count, out=mean, where=count > 0)
+    squares = np.bincount(group, (values - mean[group]) ** 2, groups)
+    several = count > 1
+    n = count[several]
+    half[several] = stdtrit(n - 1, 0.975) * np.sqrt(squares[several] / (n - 1) / n)
+    return mean, half
 
 
 HEADLINES: tuple[str, ...] = (
@@ -218,7 +262,7 @@ def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES))
     shares = [f for f in figures if f.startswith(("device_idle_", "server_idle_", "device_done")) and f.endswith("_s")]
     idle_nowhere = {figure for figure in shares if not compared[figure].fillna(0.0).any()}
     rows = []
-    for _, row in compared.iterrows():
+    for row in compared.to_dict("records"):
         target = row["target_accuracy"]
         shown: dict[str, str] = {"method": str(row["label"])}
         shown |= {key[len("sweep:") :]: str(row[key]) for key in map(str, compared) if key.startswith("sweep:")}
@@ -237,7 +281,7 @@ def presented(compared: pd.DataFrame, figures: Collection[str] = tuple(FIGURES))
     return pd.DataFrame(rows).fillna("")
 
 
-def _time_to_accuracy(row: pd.Series) -> str:
+def _time_to_accuracy(row: Mapping[Hashable, Any]) -> str:
     """Return when the target was reached; "> makespan" if never, and how many seeds reached it if not all."""
     if not row["reached"]:
         return f"> {_show(row['makespan_s'], float('nan'), 'seconds')}"

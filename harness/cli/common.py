@@ -15,7 +15,7 @@ from rich.table import Table
 
 from harness.errors import ConfigError
 from plots.tables import Tables
-from results import store, tables
+from results import claims, store, tables
 
 
 def add_runs_folder(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +92,7 @@ def plot_tables(runs: Sequence[store.Run], target_accuracy: float | None) -> Tab
         idle=tables.idle(runs),
         timeline=pd.concat([tables.timeline(run) for run in chosen], ignore_index=True),
         marks=pd.concat([tables.marks(run) for run in chosen], ignore_index=True),
+        claims=claims.table(runs),
         target_accuracy=target_accuracy,
     )
 
@@ -108,6 +109,16 @@ def show_comparison(compared: pd.DataFrame, title: str = "") -> None:
 MOST_COLUMNS = 6
 """How many methods stand beside each other on a terminal."""
 
+MOST_ROWS = 1000
+"""How many rows are laid out; more are printed as plain columns, in a twentieth of the time."""
+
+
+def show_claims(claimed: pd.DataFrame) -> None:
+    """Print a table of claims (results.claims.table) for people, if there are any."""
+    if not claimed.empty:
+        show(claims.presented(claimed), None, "What papers report, and what these runs give")
+        print("every point: ammeter compare ... --claims --format csv")
+
 
 def show(table: pd.DataFrame, how: str | None, title: str = "", transposed: bool = False) -> None:
     """Print a table: in a format, or for people (`transposed`: its first column becomes the heading)."""
@@ -117,6 +128,9 @@ def show(table: pd.DataFrame, how: str | None, title: str = "", transposed: bool
     if transposed:
         heading = table.columns[0]
         table = table.set_index(heading).T.rename_axis(heading).reset_index()
+    if len(table) > MOST_ROWS:
+        sys.stdout.write(_plain(table, title))
+        return
     shown = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left")
     for position, column in enumerate(table.columns):
         shown.add_column(str(column), justify="left" if position == 0 or not transposed else "right", overflow="fold")
@@ -126,3 +140,14 @@ def show(table: pd.DataFrame, how: str | None, title: str = "", transposed: bool
     with console.capture() as text:  # rich would turn a broken pipe into exit code 1
         console.print(shown)
     sys.stdout.write(text.get())
+
+
+def _plain(table: pd.DataFrame, title: str) -> str:
+    """Return a table as columns of text, however wide."""
+    columns = []
+    for name in table.columns:
+        cells = [str(name), *("" if pd.isna(cell) else str(cell) for cell in table[name])]
+        width = max(map(len, cells))
+        columns.append([cell.ljust(width) for cell in cells])
+    lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+    return "\n".join([*([title] if title else []), *lines, ""])

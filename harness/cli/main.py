@@ -18,24 +18,27 @@ import harness.cli as package
 from harness.errors import AmmeterError
 
 
-def verbs() -> dict[str, ModuleType]:
-    """Return every verb's module by name."""
+def verbs(only: str | None = None) -> dict[str, ModuleType]:
+    """Return every verb's module by name, or that of one verb (none, if there is no such verb)."""
     found = {}
     for entry in pkgutil.iter_modules(package.__path__):
+        name = entry.name.removesuffix("_")
+        if only is not None and name != only:
+            continue
         module = importlib.import_module(f"{package.__name__}.{entry.name}")
         if hasattr(module, "HELP"):
-            found[entry.name.removesuffix("_")] = module
+            found[name] = module
     return found
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the whole command's parser."""
+def parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """Return the command's parser; if `verb` is one, it knows that verb alone, and the others are not imported."""
     top = argparse.ArgumentParser(
         prog="ammeter",
         description="Measure split federated learning systems: time, bytes and idle time you can trust.",
     )
     commands = top.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, module in verbs().items():
+    for name, module in ((verbs(verb) if verb else None) or verbs()).items():
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         module.arguments(command)
@@ -45,8 +48,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        args = parser().parse_args(arguments)
+        args = parser(given[0] if given else None).parse_args(given)
         code: int = args.main(args)
         sys.stdout.flush()
     except AmmeterError as error:

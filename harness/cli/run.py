@@ -8,18 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
-
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from harness import experiment
 from harness.cli import common
-from harness.record import Recorder
-from harness.run import execute
-from harness.testbed import Outcome
-from plots import gallery
-from results import tables
+from harness.cli.jobs import Jobs, default_jobs
+from harness.errors import ConfigError
+from results import claims, tables
 from results.store import Run, Store
 
 HELP = "run an experiment, print the comparison, draw the figures"
@@ -35,6 +30,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override, e.g. training.rounds=3",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="make N runs at a time (default: as many as there are cores where nothing is trained, else 1)",
+    )
     parser.add_argument("--figures", type=Path, default=Path("figures"), help="folder of figures (default: figures)")
     parser.add_argument("--no-figures", action="store_true", help="draw nothing")
     common.add_runs_folder(parser)
@@ -43,53 +44,28 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.jobs is not None and args.jobs < 1:
+        raise ConfigError(f"--jobs {args.jobs}: at least one run at a time")
     parsed = experiment.read(args.experiment, args.overrides)
-    specs = experiment.runs(parsed, args.experiment)
     root = common.data_root(args)
-    runs = _run_all(parsed.name, specs, Store(args.runs), root)
+    specs = experiment.runs(parsed, args.experiment, root)
+    jobs = args.jobs or default_jobs(specs)
+    runs = Jobs(parsed.name, specs, Store(args.runs), root, jobs).make()
     compared = tables.comparison(tables.summaries(runs))
     if args.format is None:
         common.show_comparison(compared, parsed.title or parsed.name)
+        common.show_claims(claims.table(runs))
         _explain(specs, runs)
     else:
         common.show(compared, args.format)
     if not args.no_figures:
+        from plots import gallery  # here, because importing matplotlib takes time and memory while the runs are made
+
         drawn = gallery.draw_all(common.plot_tables(runs, parsed.target_accuracy), args.figures / parsed.name)
         pictures = sorted({path.stem for path in drawn})
         print(f"figures in {args.figures / parsed.name}: {', '.join(pictures)} (PDF and PNG)", file=sys.stderr)
     print(f"runs in {args.runs / parsed.name}", file=sys.stderr)
     return 0
-
-
-def _run_all(name: str, specs: list[experiment.RunSpec], store: Store, root: Path | None) -> list[Run]:
-    """Make the runs that are not there; a progress bar on a terminal, plain lines elsewhere."""
-    done: list[Run] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    terminal = sys.stderr.isatty()
-    with Progress(*columns, disable=not terminal, transient=True) as bar:
-        task = bar.add_task(name, total=len(specs))
-        for number, spec in enumerate(specs, start=1):
-            what = f"{spec.label}, seed {spec.seed}" + "".join(f", {k}={v}" for k, v in spec.swept.items())
-            bar.update(task, description=what)
-            kept = store.complete(name, spec.id)
-            began = time.monotonic()
-
-            def progress(seconds: float, what: str = what) -> None:
-                bar.update(task, description=f"{what}, at {seconds:,.0f} s")
-
-            def go(recorder: Recorder, spec: experiment.RunSpec = spec) -> Outcome:
-                return execute(spec, recorder, root, progress)
-
-            if kept is not None:
-                run = store.relabel(kept, spec.swept, spec.target_accuracy)
-            else:
-                run = store.record(spec.resolved(), spec.id, go)
-            done.append(run)
-            bar.advance(task)
-            if not terminal:
-                took = "kept" if kept else f"{time.monotonic() - began:.1f} s"
-                print(f"[{number}/{len(specs)}] {what}: {took}", file=sys.stderr)
-    return done
 
 
 def _explain(specs: list[experiment.RunSpec], runs: list[Run]) -> None:

@@ -13,7 +13,9 @@ from harness.task.data.dataset import Dataset
 from harness.task.source import Source
 from harness.task.state import FlatState
 
-_BATCH = 512
+_BATCH = 128
+_BATCH_OF_STATISTICS = 512
+"""Samples scored at a time; more where they are normalised by their own statistics."""
 
 
 class Scorer:
@@ -64,8 +66,9 @@ class Scorer:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         test = self._dataset.test
-        for start in range(0, self._samples, _BATCH):
-            end = min(start + _BATCH, self._samples)
+        size = _BATCH_OF_STATISTICS if self._batch_statistics else _BATCH
+        for start in range(0, self._samples, size):
+            end = min(start + size, self._samples)
             yield self._dataset.prepare(test.inputs[start:end]), test.labels[start:end]
 
 

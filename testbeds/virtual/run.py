@@ -65,8 +65,8 @@ def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progre
     Raises:
         AmmeterError: a wrong setting, missing data, a deadlock, a device out of memory, a broken rule, ...
     """
-    kept = spec.mode == "learn" and keep_freed_memory()
     driver, found, load = build(spec, recorder, data_root)
+    kept = spec.mode == "learn" and keep_freed_memory()  # not before: what loading needed for a moment goes back
     driver.progress = progress
     assert isinstance(spec.bed, Config)
     with pinned_threads(spec.bed.threads):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import yaml
 from harness import experiment
 from harness.errors import AmmeterError, ConfigError, ProfileError
 from harness.experiment import RunSpec
+from profiles import library
 
 REPOSITORY = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
@@ -75,7 +78,22 @@ def test_every_shipped_experiment_resolves() -> None:
         read = experiment.read(name)
         specs = experiment.runs(read)
         assert specs
-        assert len({spec.id for spec in specs}) == len(specs)
+        points = {(spec.id, json.dumps(spec.swept)) for spec in specs}
+        assert len(points) == len(specs)  # no two runs of one point are the same
+        assert len({(spec.id, spec.label, spec.seed) for spec in specs}) == len({spec.id for spec in specs})
+
+
+def test_ampere_scale_makes_what_a_swept_cut_does_not_touch_once() -> None:
+    """4 models x 3 budgets: FedAvg and Ampere once, SL and both SplitFeds at 2 cuts; Ampere of 10 epochs per model."""
+    specs = experiment.runs(experiment.read("ampere-scale"))
+    assert len(specs) == 4 * 3 * 2 * 6
+    assert len({spec.id for spec in specs}) == 4 * 3 * (2 + 3 * 2) + 4
+    assert {spec.bed.num_devices for spec in specs} == {120}  # type: ignore[attr-defined]
+    cuts = {(spec.label, spec.config.split_point) for spec in specs if spec.label != "FedAvg"}  # type: ignore[attr-defined]
+    assert {cut for label, cut in cuts if label.startswith("Ampere")} == {1}
+    assert {cut for label, cut in cuts if label == "SplitFed V1"} == {1, 3}
+    assert {spec.training.rounds for spec in specs if spec.label == "Ampere, 10 epochs"} == {10}
+    assert {claim.reported for spec in specs for claim in spec.claims} == {0.991, 0.9313, 0.946, None}
 
 
 def test_quickstart_is_five_methods_by_three_seeds() -> None:
@@ -363,6 +381,88 @@ def test_a_resolved_run_is_plain_data_that_says_everything() -> None:
     assert resolved["testbed"]["network"]["up_bps"] == 1e6
     assert resolved["testbed"]["name"] == "virtual"
     assert resolved["training"]["optimizer"]["momentum"] == 0.9
+    assert sorted(resolved["profiles"]) == ["eth-1g", "jetson-nano-4g/5w", "rpi-4-4g", "rpi-5-8g", "server-cpu"]
+
+
+def test_a_star_sweeps_a_key_in_every_entry_that_has_it() -> None:
+    """Entries that name no cut keep their own: the default."""
+    methods = ["fedavg", {"name": "ampere", "split_point": 2}, {"name": "sl", "split_point": 1}, "splitfed_v1"]
+    specs = resolve(changed(methods=methods, sweep={"methods.*.split_point": [1, 3]}))
+    cuts = [(spec.label, spec.config.split_point) for spec in specs if spec.label != "fedavg"]  # type: ignore[attr-defined]
+    assert cuts == [("ampere", 1), ("sl", 1), ("splitfed_v1", 1), ("ampere", 3), ("sl", 3), ("splitfed_v1", 1)]
+    assert specs[0].id == specs[4].id
+    assert specs[1].id != specs[5].id
+
+
+def test_a_star_that_stands_for_nothing_is_refused() -> None:
+    message = refusal(changed(sweep={"methods.*.splitpoint": [1]}))
+    assert message == "mine.yaml: sweep.methods.*.splitpoint: no entry of methods has 'splitpoint' to set"
+
+
+def test_the_values_of_a_shipped_profile_are_part_of_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resolve(BASE)[0].id
+    real = library.device
+    faster = replace(real("rpi-4-4g"), conv_flops_per_s=1e12)
+    monkeypatch.setattr(library, "device", lambda name: faster if name == "rpi-4-4g" else real(name))
+    assert resolve(BASE)[0].id != before
+    retitled = replace(real("rpi-4-4g"), title="A new title")
+    monkeypatch.setattr(library, "device", lambda name: retitled if name == "rpi-4-4g" else real(name))
+    assert resolve(BASE)[0].id == before
+
+
+def test_recorded_rates_are_found_in_the_data_folder_and_part_of_the_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The id knows the file's content and its name as written, not the folder: a copy elsewhere is the same run."""
+    monkeypatch.delenv("AMMETER_DATA", raising=False)
+    parsed = experiment.parse(with_value("testbed.network", {"up_trace": {"file": "p.txt", "format": "pensieve"}}))
+    with pytest.raises(ProfileError, match="no data folder is given"):
+        experiment.runs(parsed)
+    found = []
+    for folder, text in (("a", "0 1\n1 2\n"), ("b", "0 1\n1 2\n"), ("c", "0 1\n1 3\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "p.txt").write_text(text)
+        (spec, _) = experiment.runs(parsed, data_root=tmp_path / folder)
+        assert list(spec.resolved()["files"]) == ["p.txt"]
+        found.append(spec.id)
+    assert found[0] == found[1] != found[2]
+
+
+# ---- claims ------------------------------------------------------------------------------------------------------
+
+CLAIM = {"figure": "payload_bytes", "method": "Ampere", "against": "fedavg", "reported": 0.9, "source": "a paper"}
+
+
+def test_claims_label_runs_and_do_not_decide_them() -> None:
+    claimed, plain = resolve(changed(claims=[CLAIM])), resolve(BASE)
+    assert [spec.id for spec in claimed] == [spec.id for spec in plain]
+    assert [spec.claims[0].reported for spec in claimed] == [0.9, 0.9]
+    assert claimed[0].resolved()["claims"] == [CLAIM]
+    assert plain[0].resolved()["claims"] == []
+
+
+def test_a_claim_may_report_nothing() -> None:
+    (claim,) = resolve(changed(claims=[{"figure": "device_idle_s", "method": "Ampere", "against": "fedavg"}]))[0].claims
+    assert (claim.reported, claim.source) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"figure": "payload_byte"}, "claims[0].figure: no claim can be about it; did you mean 'payload_bytes'?"),
+        ({"figure": "accuracy"}, "claims[0].figure: no claim can be about it"),
+        (
+            {"method": "ampere"},
+            "claims[0].method: no method of the experiment is called 'ampere'; did you mean 'Ampere'",
+        ),
+        ({"against": "SL"}, "claims[0].against: no method of the experiment is called 'SL'"),
+        ({"against": "Ampere"}, "claims[0].against: 'Ampere' is compared with itself"),
+        ({"reported": 99.1}, "claims[0].reported: input should be less than or equal to 1 (found 99.1)"),
+        ({"repoted": 0.9}, "claims[0].repoted: unknown key; did you mean 'reported'?"),
+    ],
+)
+def test_a_wrong_claim_is_refused_by_key(claim: dict[str, Any], message: str) -> None:
+    assert f"mine.yaml: {message}" in refusal(changed(claims=[CLAIM | claim]))
 
 
 # ---- methods -----------------------------------------------------------------------------------------------------
@@ -518,7 +618,7 @@ def test_a_link_that_cannot_be_is_refused_by_its_figure(key: str, link: dict[str
             {"profile": "server-cpuu"},
             "'server-cpuu' is no device profile; did you mean 'server-cpu'?",
         ),
-        ("testbed.edges", {"lan": "eth-2g"}, "'eth-2g' is no network profile; did you mean 'eth-1g'?"),
+        ("testbed.edges", {"lan": "eth-2g"}, "'eth-2g' is no network profile; did you mean 'eth-2g5'?"),
         ("testbed.devices.0.profile", "./nowhere.yaml", "nowhere.yaml: cannot be read"),
     ],
 )

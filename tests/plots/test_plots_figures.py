@@ -360,6 +360,7 @@ def test_nothing_is_available_of_empty_tables(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in gallery.names() if name != "timeline"])
 def test_a_method_keeps_its_colours_where_another_has_no_rows(make: Make, name: str) -> None:
     sweep = {"bandwidth_sweep": {"testbed.up_bps": [1e6, 1e7]}, "device_count_sweep": {"a.count": [2, 4]}}
+    sweep["reductions"] = {"training.rounds": [10, 30]}
     tables = make(seeds=1, sweep=sweep.get(name))
     lacking = {
         table: getattr(tables, table).query("label != 'SL'") for table in ("metrics", "traffic", "idle", "timeline")
@@ -387,6 +388,7 @@ def colours(figure: Figure) -> dict[Any, str]:
 @pytest.mark.parametrize("devices", [8, 24])
 def test_legends_lie_below_the_axes_and_nothing_is_cut_off(make: Make, name: str, devices: int) -> None:
     sweep = {"bandwidth_sweep": {"testbed.up_bps": [1e6, 1e7]}, "device_count_sweep": {"a.count": [2, 4]}}
+    sweep["reductions"] = {"training.rounds": [10, 30]}
     figure = gallery.figure(name).draw(make(devices=devices, seeds=1, sweep=sweep.get(name)))
     figure.draw_without_rendering()
     for legend in figure.legends:

@@ -25,6 +25,7 @@ NAMES = [
     "bytes_by_kind",
     "device_count_sweep",
     "idle_by_cause",
+    "reductions",
     "summary_bars",
     "time_to_accuracy",
     "timeline",
@@ -58,7 +59,7 @@ def test_a_new_file_is_a_new_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 def test_draw_all_writes_what_it_can_and_reports_the_rest(tables: Tables, tmp_path: Path) -> None:
     drawn = gallery.draw_all(tables, tmp_path / "new" / "figures")
-    assert sorted(drawn.skipped) == ["bandwidth_sweep", "device_count_sweep"]
+    assert sorted(drawn.skipped) == ["bandwidth_sweep", "device_count_sweep", "reductions"]
     assert drawn.skipped["device_count_sweep"] == gallery.figure("device_count_sweep").NEEDS
     assert sorted(drawn) == sorted((tmp_path / "new" / "figures").iterdir())
     assert {path.suffix for path in drawn} == {".pdf", ".png"}
@@ -83,7 +84,7 @@ def test_an_unknown_figure_is_refused_before_anything_is_drawn(tables: Tables, t
 # ---- saving ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("sweep")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("sweep") and name != "reductions"])
 def test_drawing_and_saving_twice_gives_the_same_bytes(tables: Tables, tmp_path: Path, name: str) -> None:
     module = gallery.figure(name)
     first = style.save(module.draw(tables), tmp_path / "a", name)
@@ -137,6 +138,7 @@ def test_drawing_leaves_the_users_settings_alone_and_is_not_changed_by_them(tabl
 @pytest.mark.parametrize("name", NAMES)
 def test_figures_are_as_wide_as_a_column_or_two(make: Callable[..., Tables], name: str) -> None:
     sweep = {"bandwidth_sweep": {"testbed.up_bps": [1e6, 1e7]}, "device_count_sweep": {"a.count": [2, 4]}}
+    sweep["reductions"] = {"training.rounds": [10, 30]}
     figure = gallery.figure(name).draw(make(seeds=1, sweep=sweep.get(name)))
     assert figure.get_figwidth() in (style.COLUMN_IN, style.PAGE_IN)
     assert figure.get_figheight() < 5

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from bench_nodes import Bench, burn, letter
 from hypothesis import given, settings
@@ -48,9 +49,8 @@ def bench() -> Bench:
 @pytest.mark.parametrize("table", ["compute", "wait", "transfer", "barrier", "mark"])
 def test_names_and_codes_come_back_from_parquet(bench: Bench, table: str, tmp_path: Path) -> None:
     """Against the bench's own decoding of the raw rows, which knows nothing of pandas."""
-    made = events.frames(bench.recorder.arrays(), bench.recorder.names)
-    events.write(tmp_path, made)
-    back = events.read(tmp_path, table)
+    events.write(tmp_path, bench.recorder.arrays(), bench.recorder.names)
+    back = pd.read_parquet(tmp_path / f"{table}.parquet")
     expected = bench.rows(table)
     assert len(expected) > 0
     assert list(back) == list(record.TABLES[table])
@@ -60,7 +60,7 @@ def test_names_and_codes_come_back_from_parquet(bench: Bench, table: str, tmp_pa
 
 
 def test_every_table_is_written(bench: Bench, tmp_path: Path) -> None:
-    events.write(tmp_path, events.frames(bench.recorder.arrays(), bench.recorder.names))
+    events.write(tmp_path, bench.recorder.arrays(), bench.recorder.names)
     assert {path.name for path in tmp_path.iterdir()} == {f"{table}.parquet" for table in record.TABLES}
 
 
@@ -68,18 +68,33 @@ def test_numbers_keep_their_types_and_every_bit(tmp_path: Path) -> None:
     """Serials above 2 ** 53 are no doubles; a double is not rounded; a negative arrival stays -1."""
     big, third = 2**53 + 1, 1 / 3
     given_rows = rows("transfer", (big, 0, 1, 2, 5, 1, 2, 3, big, big + 2, third, third + 1, -1.0))
-    frame = events.frame("transfer", given_rows, ["a", "b", "t"])
-    events.write(tmp_path, {"transfer": frame})
-    (row,) = events.read(tmp_path, "transfer").to_dict("records")
+    events.write(tmp_path, {"transfer": given_rows}, ["a", "b", "t"])
+    (row,) = pd.read_parquet(tmp_path / "transfer.parquet").to_dict("records")
     assert (row["serial"], row["payload_bytes"], row["wire_bytes"]) == (big, big, big + 2)
     assert (row["posted_s"], row["started_s"], row["arrived_s"]) == (third, third + 1, -1.0)
     assert (row["src"], row["dst"], row["tag"], row["lane"], row["status"]) == ("a", "b", "t", 5, "in flight")
 
 
+@pytest.mark.parametrize("chunk_rows", [1, 3, 4])
+def test_a_table_that_is_written_in_pieces_is_the_same(
+    bench: Bench, chunk_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each piece has other names than the next, and is a row group."""
+    arrays, names = bench.recorder.arrays(), bench.recorder.names
+    assert len(arrays["wait"]) >= 4
+    monkeypatch.setattr(events, "CHUNK_ROWS", chunk_rows)
+    events.write(tmp_path, arrays, names)
+    for table, array in arrays.items():
+        file = tmp_path / f"{table}.parquet"
+        if len(array):
+            pd.testing.assert_frame_equal(pd.read_parquet(file), events.frame(table, array, names))
+        assert pq.read_metadata(file).num_row_groups == max(1, -(-len(array) // chunk_rows))
+
+
 @pytest.mark.parametrize("table", list(record.TABLES))
 def test_an_empty_table_has_its_columns(table: str, tmp_path: Path) -> None:
-    events.write(tmp_path, {table: events.frame(table, rows(table), [])})
-    back = events.read(tmp_path, table)
+    events.write(tmp_path, {table: rows(table)}, [])
+    back = pd.read_parquet(tmp_path / f"{table}.parquet")
     assert list(back) == list(record.TABLES[table])
     assert len(back) == 0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 
+import pandas as pd
 import pytest
 from bench_nodes import Bench, burn, letter, run
 from hypothesis import given, settings
@@ -578,7 +579,7 @@ def _marks(end: float) -> list[tuple]:
 def test_a_gap_that_no_wait_explains_is_overhead() -> None:
     """Wall clocks only: the node waits [0, 2], is ready at 2 and computes from 5 to 6."""
     arrays = tables(
-        compute=rows("compute", (0, 0, 2, 0, 5.0, 6.0, 0.0)),
+        compute=rows("compute", (0, 0, 2, 0, 5.0, 6.0, 0.0, 0)),
         wait=rows("wait", (0, 0, record.SLEEP, 3, 0.0, 2.0, -1)),
         mark=rows("mark", *_marks(8.0)),
     )
@@ -721,3 +722,52 @@ def test_on_the_virtual_clock_every_second_of_every_node_has_one_cause(position:
         own = arrays["compute"][arrays["compute"]["node"] == recorder.names.index(name)]
         assert busy[name] == pytest.approx(float((own["end_s"] - own["start_s"]).sum()), abs=1e-12)
     assert checks.violations(arrays, table, outcome, 0.0) == []
+
+
+@pytest.mark.parametrize("intervals", [1, 7, 100])
+@pytest.mark.parametrize("position", range(5), ids=["fedavg", "sl", "splitfed_v1", "splitfed_v2", "ampere"])
+def test_a_run_that_is_swept_in_windows_has_the_same_causes(
+    position: int, intervals: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However narrow the windows: a gap, a wait or a transfer that crosses an edge counts on both sides of it."""
+    spec = experiment.runs(experiment.read("quickstart", ["mode=timing", "seeds=[1]", "training.rounds=2"]))[position]
+    recorder = Recorder()
+    outcome = execute(spec, recorder)
+    roles = {node.name: node.role for node in outcome.nodes}
+
+    def attributed() -> pd.DataFrame:
+        return idle.attribute(recorder.arrays(), recorder.names, roles, outcome.end_s)
+
+    whole = attributed()
+    assert (whole[["dependency", "straggler", "transfer"]].sum() > 0).sum() >= 2
+    monkeypatch.setattr(idle, "SWEEP_INTERVALS", intervals)
+    pd.testing.assert_frame_equal(attributed(), whole, rtol=1e-9, atol=1e-9 * outcome.end_s)
+
+
+def test_straggler_and_absence_hold_across_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sampled FedAvg with unequal devices has every cause but overhead; in windows of one interval it has them, too."""
+    ticks = {"device-0": {"tick_s": 3.0, "latency_s": 1.0}, "device-1": {"tick_s": 2.0}, "device-2": {"latency_s": 2.0}}
+    server, chosen = average(6, fraction=0.67)
+    bench = run({**dict.fromkeys(("device-0", "device-1", "device-2"), train), "server": server}, ticks)
+    assert {len(names) for names in chosen} == {2}
+    whole = seconds(bench)
+    causes = {cause for row in whole.values() for cause in row}
+    assert causes == {"compute", "dependency", "straggler", "transfer", "unselected", "done"}
+    monkeypatch.setattr(idle, "SWEEP_INTERVALS", 1)
+    cut = seconds(bench)
+    assert cut.keys() == whole.keys()
+    for name, row in whole.items():
+        assert cut[name] == pytest.approx(row, abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(numbers=st.lists(st.integers(0, 6), max_size=30))
+def test_a_nodes_rows_are_found_in_their_order(numbers: list[int]) -> None:
+    """By the compute table of computations that take a second each, on whatever nodes: the busy time of each."""
+    computed = rows("compute", *((number, 0, 0, 0, float(at), at + 1.0, 0.0, 0) for at, number in enumerate(numbers)))
+    names = [f"n{number}" for number in range(8)]
+    end_s = float(len(numbers) + 1)
+    marks = rows("mark", *((number, 0, record.ROLE_START, 0, 0, 0.0) for number in range(8)))
+    table = idle.attribute(tables(compute=computed, mark=marks), names, dict.fromkeys(names, "device"), end_s)
+    assert table["compute"].tolist() == [float(numbers.count(number)) for number in range(8)]
+    assert (table["compute"] + table["overhead"]).tolist() == [end_s] * 8

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from bench_nodes import burn, letter
 from small_runs import benched, resolved, small_disk
@@ -161,7 +164,16 @@ def test_rows_that_were_never_spilled_are_written_once(runs: Store, monkeypatch:
 # ---- the same run asked for again -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changed", [{"seed": 8}, {"sweep": {"a": 1}}, {"target_accuracy": 0.9}, {"experiment": "x"}])
+LABELS = [
+    {"seed": 8},
+    {"sweep": {"a": 1}},
+    {"target_accuracy": 0.9},
+    {"experiment": "x"},
+    {"claims": [{"figure": "x"}]},
+]
+
+
+@pytest.mark.parametrize("changed", LABELS)
 def test_repeats_of_one_variant_have_one_name(changed: dict[str, Any]) -> None:
     assert store.variant(resolved(**changed)) == store.variant(resolved())
 
@@ -187,19 +199,29 @@ def test_a_kept_run_is_relabelled_by_who_asks_for_it(runs: Store) -> None:
     """Its place in a sweep and its target are the asking experiment's; everything else stays, on disk, too."""
     made = _make(runs, _evaluated)
     assert (made.summary["target_accuracy"], made.summary["time_to_accuracy_s"]) == (None, None)
-    relabelled = runs.relabel(made, {"rate": 3}, 0.4)
+    claim = {"figure": "makespan_s", "method": "Mine", "against": "Other", "reported": 0.5, "source": ""}
+    relabelled = runs.relabel(made, [{"rate": 3}, {"rate": 4}], 0.4, [claim])
     loaded = runs.complete("by-hand", ID)
     assert loaded == relabelled
-    changed = {"sweep": {"rate": 3}, "target_accuracy": 0.4, "time_to_accuracy_s": 2.0}
-    assert loaded.summary == {**made.summary, **changed}
-    assert runs.relabel(loaded, {}, 0.6).summary == {**made.summary, "target_accuracy": 0.6}
+    changed = {"points": [{"rate": 3}, {"rate": 4}], "target_accuracy": 0.4, "time_to_accuracy_s": 2.0}
+    assert loaded.summary == {**made.summary, **changed, "claims": [claim]}
+    assert runs.relabel(loaded, [{}], 0.6).summary == {**made.summary, "target_accuracy": 0.6}
 
 
 def test_a_run_that_has_its_labels_is_not_written_again(runs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = _make(runs)
     with monkeypatch.context() as patch:
         patch.setattr(store, "_write_text", lambda *_: pytest.fail("written"))
-        assert runs.relabel(made, {}, None) is made
+        assert runs.relabel(made, [{}], None) is made
+
+
+def test_a_run_of_before_there_were_points_has_one(runs: Store) -> None:
+    made = _make(runs)
+    old = {key: value for key, value in made.summary.items() if key not in ("points", "claims")}
+    (_folder(runs) / "summary.json").write_text(json.dumps({**old, "sweep": {"rate": 3}}))
+    loaded = runs.complete("by-hand", ID)
+    assert loaded is not None
+    assert loaded.summary == {**made.summary, "points": [{"rate": 3}]}
 
 
 def test_a_disk_that_refuses_the_new_labels_is_named(runs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +234,7 @@ def test_a_disk_that_refuses_the_new_labels_is_named(runs: Store, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(StoreError, match="the disk is full"):
-            runs.relabel(made, {"rate": 3}, 0.4)
+            runs.relabel(made, [{"rate": 3}], 0.4)
     assert runs.complete("by-hand", ID) == made
 
 
@@ -443,6 +465,64 @@ def test_incomplete_runs_are_left_out(runs: Store) -> None:
     assert [run.id for run in store.find([runs.root])] == ["good"]
 
 
+def test_runs_that_are_copied_deleted_or_moved_are_found_where_they_are(runs: Store) -> None:
+    """Nothing remembers what was there: folders are the truth, whoever changes them."""
+    for name in ("a", "b", "c"):
+        runs.record(resolved(), name, execute)
+    here = runs.root / "by-hand"
+    assert [run.folder.name for run in store.find([runs.root])] == ["a", "b", "c"]
+    shutil.rmtree(here / "b")
+    shutil.copytree(here / "a", here / "d")
+    (runs.root / "elsewhere").mkdir()
+    (here / "c").rename(runs.root / "elsewhere" / "c")
+    found = [run.folder for run in store.find([runs.root])]
+    assert found == [here / "a", here / "d", runs.root / "elsewhere" / "c"]
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+@pytest.mark.parametrize("damaged", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(runs: Store, collecting: bool, damaged: bool) -> None:
+    """Also where a search fails half way."""
+    _make(runs)
+    if damaged:
+        (_folder(runs) / "summary.json").unlink()
+    before = gc.isenabled()
+    try:
+        (gc.enable if collecting else gc.disable)()
+        with contextlib.suppress(StoreError):
+            store.find([runs.root])
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
+def test_runs_are_found_by_path_whatever_lies_beside_them(runs: Store) -> None:
+    """Files beside the folders, a link to a run, a folder without runs; what is inside a run is no run."""
+    runs.record(resolved(), "b", execute)
+    here = runs.root / "by-hand"
+    shutil.copytree(here / "b", here / "b" / "copy")
+    shutil.copytree(here / "b", here / "c", ignore=lambda *_: ["copy"])
+    (here / "notes.txt").write_text("mine")
+    (runs.root / "empty" / "deeper").mkdir(parents=True)
+    (here / "a").symlink_to(here / "b")
+    assert [run.folder for run in store.find([runs.root])] == [here / "a", here / "b", here / "c"]
+
+
+def test_a_failed_run_hides_nothing_beside_it(runs: Store) -> None:
+    for name in ("a", "b"):
+        runs.record(resolved(), name, execute)
+    (runs.root / "by-hand" / "a" / "status").write_text('{"state": "failed", "format": 1}')
+    assert [run.id for run in store.find([runs.root / "by-hand"])] == ["b"]
+    with pytest.raises(StoreError, match="holds no complete run"):
+        store.find([runs.root / "by-hand" / "a"])
+
+
+@pytest.mark.parametrize("columns", [["end_s"], ["what", "node"]])
+def test_some_columns_of_a_table_may_be_read(runs: Store, columns: list[str]) -> None:
+    run = _make(runs)
+    pd.testing.assert_frame_equal(run.table("compute", columns), run.table("compute")[columns])
+
+
 def test_nothing_to_find_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         store.find([tmp_path / "nowhere"])
@@ -589,20 +669,20 @@ def test_the_disk_may_fill_up_while_a_file_is_synchronised(
 def test_the_disk_may_fill_up_while_tables_are_written(
     runs: Store, monkeypatch: pytest.MonkeyPatch, nth: int, code: int
 ) -> None:
-    """Six event tables, then rounds, metrics and idle: each leaves half a file behind and stops."""
-    original, count = pd.DataFrame.to_parquet, 0
+    """Six event tables, then rounds, metrics and idle: each leaves a file without its rows behind and stops."""
+    original, count = pq.ParquetWriter.write_table, 0
 
-    def full(table: pd.DataFrame, path: Path, **options: Any) -> None:
+    def full(file: pq.ParquetWriter, *args: Any, **options: Any) -> None:
         nonlocal count
         count += 1
         if count == nth + 1:
-            Path(path).write_bytes(b"PAR1 half a file")
             raise _error(code)
-        original(table, path, **options)
+        original(file, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pd.DataFrame, "to_parquet", full)
+        patch.setattr(pq.ParquetWriter, "write_table", full)
         _assert_refused(runs, code)
+    assert count == nth + 1
     _assert_made_anew(runs)
 
 

@@ -13,7 +13,7 @@ from small_runs import resolved, roles_of, rows, tables
 from harness import record
 from harness.node import Node
 from harness.testbed import NodeInfo, Outcome
-from results import events, idle, summary
+from results import idle, summary
 
 NAMES = ["device-0", "device-1", "edge-0", "server", "f", "up", "down", "round", "global/accuracy", "global/loss"]
 D0, D1, EDGE, SERVER, F, UP, DOWN, ROUND, ACCURACY, LOSS = range(10)
@@ -28,13 +28,13 @@ def _nodes(*, edge: bool = False, power: tuple[float | None, float | None] = (1.
 
 
 ARRAYS = tables(
-    # node, lane, what, samples, start, end, flops
+    # node, lane, what, samples, start, end, flops, tier
     compute=rows(
         "compute",
-        (D0, 0, F, 16, 0.0, 2.0, 100.0),
-        (D0, 0, F, 8, 3.0, 4.0, 50.0),
-        (D1, 0, F, 32, 0.0, 5.0, 200.0),
-        (SERVER, 0, F, 999, 6.0, 8.0, 7.0),
+        (D0, 0, F, 16, 0.0, 2.0, 100.0, 2),
+        (D0, 0, F, 8, 3.0, 4.0, 50.0, 2),
+        (D1, 0, F, 32, 0.0, 5.0, 200.0, 2),
+        (SERVER, 0, F, 999, 6.0, 8.0, 7.0, 2),
     ),
     # serial, src, dst, tag, lane, connection, status, round, payload, wire, posted, started, arrived
     transfer=rows(
@@ -77,7 +77,7 @@ IDLE = pd.DataFrame(
 
 def _summary(arrays=ARRAYS, outcome: Outcome | None = None, seconds: pd.DataFrame = IDLE, **changes) -> dict:
     outcome = outcome or Outcome(end_s=10.0, sent=4, consumed=4, nodes=_nodes())
-    return summary.summarise(resolved(**changes), "abc", "v1", outcome, events.frames(arrays, NAMES), seconds)
+    return summary.summarise(resolved(**changes), "abc", "v1", outcome, arrays, NAMES, seconds)
 
 
 def test_what_a_run_is_called_comes_from_what_was_resolved() -> None:
@@ -92,7 +92,8 @@ def test_what_a_run_is_called_comes_from_what_was_resolved() -> None:
         "testbed": "virtual",
         "clock": "virtual",
         "devices": 2,
-        "sweep": {"training.rounds": 2},
+        "points": [{"training.rounds": 2}],
+        "claims": [],
         "target_accuracy": 0.8,
         "variant": "v1",
     }
@@ -170,9 +171,9 @@ def test_accuracy_is_the_last_and_best_accuracy_the_best_of_the_global_model() -
     metric = rows(
         "metric", (SERVER, ACCURACY, 3, 9.0, 0.6), (SERVER, 10, 1, 1.0, 0.99), (SERVER, ACCURACY, 2, 6.0, 0.7)
     )
-    frames = events.frames({**ARRAYS, "metric": metric}, names)
+    arrays = {**ARRAYS, "metric": metric}
     outcome = Outcome(end_s=10.0, sent=4, consumed=4, nodes=_nodes())
-    found = summary.summarise(resolved(target_accuracy=0.65), "x", "v1", outcome, frames, IDLE)
+    found = summary.summarise(resolved(target_accuracy=0.65), "x", "v1", outcome, arrays, names, IDLE)
     assert (found["accuracy"], found["best_accuracy"], found["time_to_accuracy_s"]) == (0.6, 0.7, 6.0)
 
 
@@ -223,8 +224,7 @@ def test_only_the_rounds_of_the_run_are_counted() -> None:
     )
     arrays = {**ARRAYS, "mark": np.concatenate([local, ARRAYS["mark"]])}
     assert _summary(arrays)["rounds"] == 2
-    expected = summary.rounds(events.frames(ARRAYS, NAMES))
-    pd.testing.assert_frame_equal(summary.rounds(events.frames(arrays, NAMES)), expected)
+    pd.testing.assert_frame_equal(summary.rounds(arrays, NAMES), summary.rounds(ARRAYS, NAMES))
 
 
 # ---- rounds and metrics -----------------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_only_the_rounds_of_the_run_are_counted() -> None:
 
 def test_rounds_have_their_times_and_the_bytes_of_their_messages() -> None:
     """Round 1: [0, 6], 100 + 100 + 1000 bytes; round 2: [6, 9.5], 2000."""
-    table = summary.rounds(events.frames(ARRAYS, NAMES))
+    table = summary.rounds(ARRAYS, NAMES)
     assert table.to_dict("list") == {
         "round": [1, 2],
         "start_s": [0.0, 6.0],
@@ -244,18 +244,18 @@ def test_rounds_have_their_times_and_the_bytes_of_their_messages() -> None:
 
 def test_a_round_that_was_cut_has_no_end() -> None:
     cut = ARRAYS["mark"][ARRAYS["mark"]["at_s"] < 9]
-    table = summary.rounds(events.frames({**ARRAYS, "mark": cut}, NAMES))
+    table = summary.rounds({**ARRAYS, "mark": cut}, NAMES)
     assert table["round"].tolist() == [1, 2]
     assert table["end_s"].isna().tolist() == [False, True]
 
 
 def test_a_round_without_messages_has_no_bytes() -> None:
-    table = summary.rounds(events.frames({**ARRAYS, "transfer": rows("transfer")}, NAMES))
+    table = summary.rounds({**ARRAYS, "transfer": rows("transfer")}, NAMES)
     assert table["payload_bytes"].tolist() == [0, 0]
 
 
 def test_metrics_have_one_row_per_scored_model() -> None:
-    table = summary.metrics(events.frames(ARRAYS, NAMES)["metric"])
+    table = summary.metrics(ARRAYS["metric"], NAMES)
     assert table.to_dict("list") == {
         "model": ["global", "global"],
         "round": [1, 2],
@@ -266,7 +266,7 @@ def test_metrics_have_one_row_per_scored_model() -> None:
 
 
 def test_no_metrics_have_the_same_columns() -> None:
-    table = summary.metrics(events.frame("metric", rows("metric"), NAMES))
+    table = summary.metrics(rows("metric"), NAMES)
     assert list(table) == ["model", "round", "at_s", "accuracy", "loss"]
     assert len(table) == 0
 
@@ -289,9 +289,9 @@ def test_a_real_runs_summary_agrees_with_its_coroutines() -> None:
     arrays = bench.recorder.arrays()
     seconds = idle.attribute(arrays, bench.recorder.names, roles_of(bench), bench.outcome.end_s)
     bench.outcome.nodes = _nodes()
-    frames = events.frames(arrays, bench.recorder.names)
-    found = summary.summarise(resolved(), "x", "v1", bench.outcome, frames, seconds)
+    names = bench.recorder.names
+    found = summary.summarise(resolved(), "x", "v1", bench.outcome, arrays, names, seconds)
     assert (found["makespan_s"], found["rounds"], found["messages"]) == (20.0, 10, 40)
     assert (found["payload_up_bytes"], found["payload_down_bytes"]) == (2000, 20 * 64)
     assert (found["server_idle_fraction"], found["device_idle_fraction"]) == (0.0, 1.0)
-    assert summary.rounds(frames)["duration_s"].tolist() == [2.0] * 10
+    assert summary.rounds(arrays, names)["duration_s"].tolist() == [2.0] * 10

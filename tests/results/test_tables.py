@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from small_runs import record_all, tiny
+from bench_nodes import letter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from small_runs import benched, record_all, resolved, tiny
 
 from harness.errors import StoreError
+from harness.node import Node
 from results import tables
 from results.idle import COLUMNS
-from results.store import Run
+from results.store import Run, Store
 
 
 def _run(label: str = "A", seed: int = 1, **changes: Any) -> Run:
@@ -29,7 +34,8 @@ def _run(label: str = "A", seed: int = 1, **changes: Any) -> Run:
         "seed": seed,
         "variant": "v1",
         "mode": "learn",
-        "sweep": {},
+        "points": [changes.pop("sweep", {})],
+        "claims": [],
         "target_accuracy": 0.9,
     }
     return Run(Path(), summary | changes)
@@ -64,6 +70,26 @@ def test_two_seeds_have_one_degree_of_freedom() -> None:
     """1 and 3: mean 2, s = sqrt(2), s / sqrt(2) = 1, t(0.975, 1) = tan(0.475 pi) = 12.7062."""
     (row,) = _compared(_run(seed=1, makespan_s=1.0), _run(seed=2, makespan_s=3.0)).to_dict("records")
     assert (row["makespan_s"], row["makespan_s ±"]) == (2.0, pytest.approx(math.tan(0.475 * math.pi), rel=1e-9))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ABC"), st.none() | st.floats(-1e6, 1e6)), min_size=1, max_size=20))
+def test_intervals_of_many_methods_are_those_of_each(given_runs: list[tuple[str, float | None]]) -> None:
+    """Against scipy's own interval of each method's values, in whatever order the runs come."""
+    runs = [_run(label, seed, makespan_s=value) for seed, (label, value) in enumerate(given_runs)]
+    compared = _compared(*runs).set_index("label")
+    for label in compared.index:
+        values = [value for name, value in given_runs if name == label and value is not None]
+        row = compared.loc[label]
+        assert row["seeds"] == sum(name == label for name, _ in given_runs)
+        if len(values) > 1:
+            error = stats.sem(values)
+            half = stats.t.ppf(0.975, len(values) - 1) * error
+            assert row["makespan_s ±"] == pytest.approx(half, rel=1e-6, abs=1e-6)
+        else:
+            assert math.isnan(row["makespan_s ±"])
+        mean = sum(values) / len(values) if values else math.nan
+        assert row["makespan_s"] == pytest.approx(mean, rel=1e-9, abs=1e-6, nan_ok=True)
 
 
 def test_one_seed_has_no_interval_and_no_warning() -> None:
@@ -230,11 +256,29 @@ def test_swept_values_are_columns_and_groups() -> None:
     runs = [_run(seed=seed, sweep={"rate": rate}, makespan_s=rate) for rate in (1.0, 10.0) for seed in (1, 2)]
     table = tables.summaries(runs)
     assert table["sweep:rate"].tolist() == [1.0, 1.0, 10.0, 10.0]
-    assert "sweep" not in table
+    assert not {"points", "claims"} & set(table)
     compared = tables.comparison(table)
     assert compared["makespan_s"].tolist() == [1.0, 10.0]
     assert compared["seeds"].tolist() == [2, 2]
     assert tables.presented(compared)["rate"].tolist() == ["1.0", "10.0"]
+
+
+def test_a_run_that_a_swept_value_does_not_touch_has_a_row_at_each() -> None:
+    """A is one run at both cuts, and one seed at each; rows are in the order of the points."""
+    runs = [_run("A", points=[{"cut": 1}, {"cut": 3}]), _run("B", sweep={"cut": 1}), _run("B", sweep={"cut": 3})]
+    table = tables.summaries(runs)
+    assert table[["label", "sweep:cut"]].values.tolist() == [["A", 1], ["B", 1], ["A", 3], ["B", 3]]
+    compared = tables.comparison(table)
+    assert compared["seeds"].tolist() == [1, 1, 1, 1]
+
+
+def test_a_swept_target_has_its_own_time_at_each_point() -> None:
+    curve = {"accuracy_curve": [[1.0, 0.5], [2.0, 0.7]]}
+    run = _run(points=[{"target_accuracy": 0.5}, {"target_accuracy": 0.7}, {"target_accuracy": 0.9}], **curve)
+    table = tables.summaries([run])
+    assert table["target_accuracy"].tolist() == [0.5, 0.7, 0.9]
+    assert table["time_to_accuracy_s"].tolist()[:2] == [1.0, 2.0]
+    assert math.isnan(table["time_to_accuracy_s"].iloc[2])
 
 
 def test_a_swept_section_is_shown_as_text() -> None:
@@ -322,6 +366,30 @@ def test_the_timeline_has_every_computation_and_every_delivery(runs: list[Run]) 
     busy = (computed["end_s"] - computed["start_s"]).groupby(computed["node"]).sum()
     assert busy["server"] == pytest.approx(runs[0].summary["server_compute_s"])
     assert set(moved["peer"]) == {"device-0", "device-1", "server"}
+
+
+def test_a_timelines_text_is_kept_once(runs: list[Run]) -> None:
+    """As categories, so that millions of rows fit into memory; a run without computations has one, too."""
+    table = tables.timeline(runs[2])
+    text = {"run_id", "label", "node", "role", "kind", "what", "peer"}
+    assert {column for column in table if isinstance(table[column].dtype, pd.CategoricalDtype)} == text
+    assert set(table.loc[table["kind"] == "compute", "peer"]) == {""}
+    roles = dict(zip(table["node"], table["role"], strict=True))
+    assert roles == {"device-0": "device", "device-1": "device", "server": "server"}
+
+
+def test_a_run_that_only_sends_has_a_timeline(tmp_path: Path) -> None:
+    """No name is used in its table of computations."""
+
+    async def device(node: Node) -> None:
+        await node.send("server", "up", letter(100))
+
+    async def server(node: Node) -> None:
+        await node.recv("up")
+
+    run = Store(tmp_path).record(resolved(), "x", benched({"device-0": device, "server": server}))
+    (row,) = tables.timeline(run).to_dict("records")
+    assert (row["node"], row["kind"], row["what"], row["peer"]) == ("device-0", "transfer", "up", "server")
 
 
 def test_marks_are_rounds_and_phases_only(runs: list[Run]) -> None:

@@ -16,7 +16,7 @@ for that seed), so they train the same samples; only the order of the samples di
   every quarter of a second.
 
 Every framework may use its faster setting: Flower two clients at once with one thread each, or one with two threads;
-pfl one process with two threads, or two with one each.
+pfl one process with two threads, or two with one each; Ammeter two devices beside each other, or one on two threads.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ def _ammeter(*overrides: str) -> Command:
 
 def settings(flwr_python: str | None, pfl_python: str | None) -> dict[str, Command]:
     """Return the commands to measure, by name."""
-    found = {"Ammeter": _ammeter(), "Ammeter, one thread": _ammeter("testbed.threads=1")}
+    found = {
+        "Ammeter, 2 workers": _ammeter("testbed.workers=2", "testbed.threads=1"),
+        "Ammeter, 2 threads": _ammeter("testbed.workers=1", "testbed.threads=2"),
+    }
     if flwr_python:
         found |= {f"Flower, {2 // t} x {t} CPU": _flower(flwr_python, t) for t in (1, 2)}
     if pfl_python:

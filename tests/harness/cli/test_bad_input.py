@@ -87,7 +87,7 @@ WRONG = {
     "server-profile": ("testbed.server", {"profile": "server"}, ["testbed.server.profile", "'server'"]),
     "network": ("testbed.network", "eth-1gb", ["testbed.network", "'eth-1gb'", "mean 'eth-1g'?"]),
     "testbed": ("testbed.name", "virtul", ["testbed.name", "did you mean 'virtual'?"]),
-    "model": ("task.model", "vgg-6", ["task.model", "'vgg-6'", "did you mean 'vgg-5'?"]),
+    "model": ("task.model", "vgg-55", ["task.model", "'vgg-55'", "did you mean 'vgg-5'?"]),
     "model-file": ("task.model", "nowhere.py:build", ["task.model", "nowhere.py"]),
     "data": ("task.data", "digitz", ["task.data", "'digitz'", "did you mean 'digits'?"]),
     "key": ("trainning", {}, ["tiny.yaml", "trainning", "did you mean 'training'?"]),

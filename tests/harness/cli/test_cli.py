@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from small_runs import write_tiny
+from small_runs import tiny, write_tiny
 
 from harness.cli import main as command
 from harness.experiment import shipped
@@ -64,8 +64,8 @@ def test_run_prints_the_comparison_and_says_what_the_numbers_are(ammeter: Ammete
         assert word in out
     assert "times are simulated: priced by the device profiles; nothing was trained" in out
     assert "one seed" in out
-    assert err.splitlines()[0].startswith("[1/2] FedAvg, seed 1: ")
-    assert err.splitlines()[1].startswith("[2/2] SFL, seed 1: ")
+    assert [line[:6] for line in err.splitlines()[:2]] == ["[1/2] ", "[2/2] "]
+    assert {line[6:].split(":")[0] for line in err.splitlines()[:2]} == {"FedAvg, seed 1", "SFL, seed 1"}
     assert "runs in runs/tiny" in err
     assert len(list(Path("runs/tiny").glob("*/status"))) == 2
     assert list(Path("figures/tiny").glob("*.pdf"))
@@ -132,7 +132,8 @@ def test_a_sweep_runs_every_method_seed_and_value(ammeter: Ammeter, tmp_path: Pa
     path = write_tiny(tmp_path, methods=METHODS, seeds=[1, 2], sweep={"testbed.network.up_bps": [1e6, 1e7]})
     code, out, err = ammeter("run", path, "--no-figures", "--format", "csv")
     assert code == 0
-    assert "[8/8] SFL, seed 2, testbed.network.up_bps=10000000.0" in err
+    assert "[8/8] " in err
+    assert "] SFL, seed 2, testbed.network.up_bps=10000000.0: " in err
     table = pd.read_csv(io.StringIO(out))
     assert table["seeds"].tolist() == [2, 2, 2, 2]
     times = table.pivot_table(index="label", columns="sweep:testbed.network.up_bps", values="makespan_s")
@@ -487,7 +488,7 @@ def test_doctor_says_that_a_name_is_too_long(ammeter: Ammeter) -> None:
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = command.verbs()
     assert set(verbs) >= {
-        "run", "list", "show", "table", "compare", "plot", "data", "export", "conformance", "doctor"
+        "run", "list", "show", "price", "fit", "table", "compare", "plot", "data", "export", "conformance", "doctor"
     }  # fmt: skip
     for verb in verbs:
         with pytest.raises(SystemExit) as stopped:
@@ -509,7 +510,7 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
 ) -> None:
     """The second of two runs is interrupted: the first is kept, the second made anew."""
     path = write_tiny(tmp_path, methods=METHODS)
-    original, calls = command.importlib.import_module("harness.cli.run").execute, []
+    original, calls = command.importlib.import_module("harness.cli.jobs").execute, []
 
     def interrupted(spec: Any, *args: Any) -> Any:
         calls.append(spec.label)
@@ -518,8 +519,8 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
         return original(spec, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.cli.run.execute", interrupted)
-        code, out, err = ammeter("run", path, "--no-figures")
+        patch.setattr("harness.cli.jobs.execute", interrupted)
+        code, out, err = ammeter("run", path, "--no-figures", "--jobs", "1")
     assert code == 130
     assert out == ""
     assert err.splitlines()[-1].startswith("ammeter: interrupted; complete runs are kept")
@@ -530,3 +531,89 @@ def test_ctrl_c_exits_with_130_and_the_same_command_goes_on(
     assert code == 0
     assert err.splitlines()[0] == "[1/2] FedAvg, seed 1: kept"
     assert not err.splitlines()[1].endswith("kept")
+
+
+# ---- claims -------------------------------------------------------------------------------------------------------
+
+CLAIMS = [
+    {"figure": "payload_bytes", "method": "SFL", "against": "FedAvg", "reported": 0.5, "source": "a paper"},
+    {"figure": "device_flops", "method": "SFL", "against": "FedAvg", "reported": 0.25},
+]
+CUTS: dict[str, Any] = {"methods": METHODS, "sweep": {"methods.*.split_point": [1, 2]}}
+
+
+def test_claims_are_printed_beside_what_the_runs_give(ammeter: Ammeter, tmp_path: Path) -> None:
+    """FedAvg is one run for both cuts; every claim is of two points all the same, from disk, too."""
+    code, out, err = ammeter("run", write_tiny(tmp_path, claims=CLAIMS, **CUTS), "--no-figures")
+    assert code == 0
+    assert "[3/3]" in err
+    assert "What papers report, and what these runs give" in out
+    for words in ("communication", "device computation", "50 %", "25 %", "split_point"):
+        assert words in out
+    code, compared, _ = ammeter("compare", "tiny")
+    assert code == 0
+    assert "What papers report, and what these runs give" in compared
+    code, text, _ = ammeter("compare", "tiny", "--claims", "--format", "csv")
+    assert code == 0
+    table = pd.read_csv(io.StringIO(text))
+    assert table.groupby("figure")["sweep:methods.*.split_point"].apply(sorted).to_dict() == {
+        "device_flops": [1, 2],
+        "payload_bytes": [1, 2],
+    }
+    runs = {run["run_id"]: run for run in (json.loads(f.read_text()) for f in Path("runs").rglob("summary.json"))}
+    (fedavg,) = (run for run in runs.values() if run["label"] == "FedAvg")
+    assert [point["methods.*.split_point"] for point in fedavg["points"]] == [1, 2]
+    for row in table[table["figure"] == "device_flops"].to_dict("records"):
+        assert row["ours"] == pytest.approx(1 - runs[row["run_id"]]["device_flops"] / fedavg["device_flops"])
+
+
+@pytest.mark.parametrize(("how", "word"), [("md", "| figure"), ("latex", r"\begin{tabular}"), ("json", '"ours"')])
+def test_claims_are_printed_in_a_format(ammeter: Ammeter, tmp_path: Path, how: str, word: str) -> None:
+    ammeter("run", write_tiny(tmp_path, claims=CLAIMS, **CUTS), "--no-figures")
+    code, out, _ = ammeter("compare", "tiny", "--claims", "--format", how)
+    assert code == 0
+    assert word in out
+
+
+def test_claims_that_come_later_make_no_run_anew(ammeter: Ammeter, tmp_path: Path) -> None:
+    path = write_tiny(tmp_path, **CUTS)
+    _, out, _ = ammeter("run", path, "--no-figures")
+    assert "What papers report" not in out
+    code, _, err = ammeter("compare", "tiny", "--claims")
+    assert code == 2
+    assert "these runs carry no claim; give their experiment `claims`" in err
+    code, out, err = ammeter("run", write_tiny(tmp_path, claims=CLAIMS, **CUTS), "--no-figures")
+    assert code == 0
+    assert err.count(": kept") == 3
+    assert "What papers report" in out
+
+
+def test_a_cut_down_ampere_scale_runs_and_draws_its_figure(ammeter: Ammeter) -> None:
+    """Eight devices and two models instead of 120 and four, with few samples; claims and figure as in the whole."""
+    swept = "sweep={task.model: [vgg-5, vgg-11], training.rounds: [1, 2], methods.*.split_point: [1, 3]}"
+    groups = [f"testbed.devices.{i}.count=2" for i in range(4)]
+    words = ["task.partition.samples=800", "methods.5.training.rounds=1", *groups, swept]
+    code, out, _ = ammeter("run", "ampere-scale", *(word for item in words for word in ("-s", item)))
+    assert code == 0
+    assert out.count("99.1 %") == out.count("93.13 %") == out.count("94.6 %") == 2
+    assert (Path("figures") / "ampere-scale" / "reductions.png").stat().st_size > 10_000
+    _, text, _ = ammeter("compare", "ampere-scale", "--claims", "--format", "csv")
+    table = pd.read_csv(io.StringIO(text))
+    assert len(table) == 8 * 2 * 2 * 2
+    columns = ["sweep:task.model", "sweep:training.rounds", "sweep:methods.*.split_point"]
+    bytes_ = table[table["figure"] == "payload_bytes"].set_index(["label", *columns])["ours"]
+    for label in ("Ampere", "Ampere, 10 epochs"):  # more epochs, more saved
+        for model in ("vgg-5", "vgg-11"):
+            assert bytes_[label, model, 2, 1] > bytes_[label, model, 1, 1]
+
+
+def test_the_data_folder_is_known_when_the_experiment_is_checked(ammeter: Ammeter, tmp_path: Path) -> None:
+    """A recorded rate in it is found; without it the experiment is refused before anything runs."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "p.txt").write_text("0 1\n1 2\n")
+    bed = {**tiny()["testbed"], "network": {"up_trace": {"file": "p.txt", "format": "pensieve"}, "down_bps": 1e7}}
+    path = write_tiny(tmp_path, testbed=bed)
+    code, _, err = ammeter("run", path, "--no-figures")
+    assert code == 2
+    assert "testbed.network.up_trace: p.txt: no such file here, and no data folder is given" in err
+    assert ammeter("run", path, "--no-figures", "--data", "data")[0] == 0
