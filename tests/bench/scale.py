@@ -17,9 +17,11 @@ import yaml
 from harness import experiment
 from harness.record import Recorder
 from harness.run import execute
+from plots import style
 
 DEVICES = (10, 100, 1_000, 10_000, 100_000)
 ROUNDS = 10
+CURVE = Path(__file__).parents[2] / "docs" / "images" / "scale-devices.png"
 
 
 class Job(NamedTuple):
@@ -104,6 +106,19 @@ def shares(iterations: int = 24_000) -> list[tuple[str, float, float]]:
     return [(module, own / whole, calls[module] / iterations) for module, own in spent.most_common(10)]
 
 
+def draw(taken: dict[int, Job]) -> None:
+    """Draw time and peak memory of a job against its number of devices."""
+    figure = style.figure(style.PAGE_IN, 2.25, "")
+    panels = (
+        ("Whole job", "seconds", [took.seconds for took in taken.values()]),
+        ("Peak memory", "GB", [took.peak_bytes / 1e9 for took in taken.values()]),
+    )
+    for axes, (title, unit, values) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.loglog(list(taken), values, marker="o")
+        axes.set(title=title, ylabel=unit, xlabel="Devices")
+    figure.savefig(CURVE, dpi=150)
+
+
 def report() -> str:
     """Measure and return the section."""
     rounds = 100
@@ -121,10 +136,10 @@ def report() -> str:
         f"{whole.peak_bytes / 1e9:.2f} GB** ({whole.seconds / iterations * 1e6:.1f} us per iteration, all in). "
         "Targets: 60 s and 1.5 GB.",
         "",
-        f"What stops it from 15 s: {iterations:,} iterations in 15 s are {15e6 / iterations:.1f} us each, and an iteration "
-        f"makes {sum(calls for _, _, calls in parts):.0f}",
-        "Python and built-in calls, most of them short; no part of it is dear by itself. Where a profiled run spends its",
-        "time (profiling makes calls dearer than they are):",
+        f"What stops it from 15 s: {iterations:,} iterations in 15 s are {15e6 / iterations:.1f} us each, and an "
+        f"iteration makes {sum(calls for _, _, calls in parts):.0f}",
+        "Python and built-in calls, most of them short; no part of it is dear by itself. Where a profiled run spends",
+        "its time (profiling makes calls dearer than they are):",
         "",
         "| part | share | calls per iteration |",
         "|---|---|---|",
@@ -135,10 +150,9 @@ def report() -> str:
         "| devices | whole job, s | peak memory, GB | beyond the smallest: us per device and round | kB per device |",
         "|---|---|---|---|---|",
     ]
-    base = None
-    for devices in DEVICES:
-        took = job(federated(devices, ROUNDS), "--no-figures")
-        base = base or took
+    taken = {devices: job(federated(devices, ROUNDS), "--no-figures") for devices in DEVICES}
+    base = taken[DEVICES[0]]
+    for devices, took in taken.items():
         more = devices - DEVICES[0]
         per = "", ""
         if more:
@@ -147,7 +161,14 @@ def report() -> str:
                 f"{(took.peak_bytes - base.peak_bytes) / more / 1e3:,.0f}",
             )
         lines.append(f"| {devices:,} | {took.seconds:.1f} | {took.peak_bytes / 1e9:.2f} | {per[0]} | {per[1]} |")
-    lines += ["", "Target: 10,000 devices in 60 s and 2 GB.", ""]
+    draw(taken)
+    lines += [
+        "",
+        "Target: 10,000 devices in 60 s and 2 GB.",
+        "",
+        f"![Time and memory over devices](images/{CURVE.name})",
+        "",
+    ]
     ampere = job("ampere-scale")
     lines += [
         f"`ammeter run ampere-scale`, all of it, figures included: **{ampere.seconds:.0f} s**. Target: 120 s.",
