@@ -61,6 +61,8 @@ def summarise(
         **_traffic(arrays["transfer"], role == "server"),
         "device_flops": float(compute["flops"][on_device].sum()),
         "server_flops": float(compute["flops"][on_server].sum()),
+        "device_tier": _tiers(compute["tier"][on_device]),
+        "server_tier": _tiers(compute["tier"][on_server]),
         "throughput_samples_per_s": float(compute["samples"][on_device].sum()) / end_s if end_s else 0.0,
         **_quality(arrays["metric"], names, resolved["target_accuracy"]),
         **_idle(seconds, devices, "device", end_s),
@@ -70,6 +72,11 @@ def summarise(
         "messages": outcome.sent,
     }
     return summary
+
+
+def _tiers(tier: Rows) -> str:
+    """What the lengths of computations rest on (record.TIERS), the firmest first: "measured+roofline"."""
+    return "+".join(record.TIERS[number] for number in np.unique(tier))
 
 
 def _traffic(transfer: Rows, is_server: Rows) -> dict[str, int]:

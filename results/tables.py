@@ -88,6 +88,11 @@ def rounds(run: Run) -> pd.DataFrame:
     return _labelled(run, run.table("rounds"))
 
 
+def computations(run: Run) -> pd.DataFrame:
+    """Return every computation of one run: node, lane, what, samples, start_s, end_s, flops, and its price's tier."""
+    return run.table("compute").assign(run_id=run.summary["run_id"], label=run.summary["label"])
+
+
 def timeline(run: Run) -> pd.DataFrame:
     """Return computations and transfers of one run: node, role, lane, kind, what, peer, start_s, end_s.
 

@@ -72,7 +72,11 @@ def _explain(specs: list[experiment.RunSpec], runs: list[Run]) -> None:
     """Say what kind of numbers these are."""
     seeds = len({spec.seed for spec in specs})
     clock = runs[0].summary["clock"]
-    priced = "times are simulated: priced by the device profiles" if clock == "virtual" else "times are measured"
+    keys = ("device_tier", "server_tier")
+    tiers = dict.fromkeys(tier for run in runs for key in keys for tier in run.summary.get(key, "").split("+") if tier)
+    priced = f"times are simulated: priced by the device profiles ({', '.join(sorted(tiers))})"
+    if clock != "virtual":
+        priced = "times are measured"
     trained = "accuracy is really trained" if specs[0].mode == "learn" else "nothing was trained"
     repeats = f"mean ± 95 % interval over {seeds} seeds" if seeds > 1 else "one seed, so no intervals"
     print(f"{priced}; {trained}; {repeats}")

@@ -1,4 +1,4 @@
-"""Print a table of runs: one row per run, per scored model, per message kind, per node and cause, per round."""
+"""Print a table of runs: one row per run, scored model, message kind, node and cause, round, computation or claim."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from harness.cli import common
-from results import tables
+from results import claims, tables
 from results.store import Run
 
 HELP = "print a table of runs"
@@ -18,12 +18,18 @@ def _rounds(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.concat([tables.rounds(run) for run in runs], ignore_index=True)
 
 
+def _computations(runs: Sequence[Run]) -> pd.DataFrame:
+    return pd.concat([tables.computations(run) for run in runs], ignore_index=True)
+
+
 _TABLES: dict[str, Callable[[Sequence[Run]], pd.DataFrame]] = {
     "runs": tables.summaries,
     "metrics": tables.metrics,
     "traffic": tables.traffic,
     "idle": tables.idle,
     "rounds": _rounds,
+    "computations": _computations,
+    "claims": claims.table,
 }
 
 

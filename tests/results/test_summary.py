@@ -33,8 +33,8 @@ ARRAYS = tables(
         "compute",
         (D0, 0, F, 16, 0.0, 2.0, 100.0, 2),
         (D0, 0, F, 8, 3.0, 4.0, 50.0, 2),
-        (D1, 0, F, 32, 0.0, 5.0, 200.0, 2),
-        (SERVER, 0, F, 999, 6.0, 8.0, 7.0, 2),
+        (D1, 0, F, 32, 0.0, 5.0, 200.0, 1),
+        (SERVER, 0, F, 999, 6.0, 8.0, 7.0, 3),
     ),
     # serial, src, dst, tag, lane, connection, status, round, payload, wire, posted, started, arrived
     transfer=rows(
@@ -135,6 +135,11 @@ def test_idle_figures_are_means_over_devices() -> None:
     assert found["device_idle_overhead_s"] == 0.0
     assert found["device_done_s"] == 1.5
     assert (found["server_compute_s"], found["server_idle_s"], found["server_idle_fraction"]) == (2.0, 8.0, 0.8)
+
+
+def test_the_tiers_of_prices_are_named_the_firmest_first() -> None:
+    found = _summary()
+    assert (found["device_tier"], found["server_tier"]) == ("measured+roofline", "scalar")
 
 
 def test_energy_is_load_power_while_computing_and_idle_power_else() -> None:

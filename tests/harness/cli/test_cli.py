@@ -62,7 +62,7 @@ def test_run_prints_the_comparison_and_says_what_the_numbers_are(ammeter: Ammete
     assert "A tiny one" in out
     for word in ("FedAvg", "SFL", "makespan", "device idle", "payload up"):
         assert word in out
-    assert "times are simulated: priced by the device profiles; nothing was trained" in out
+    assert "times are simulated: priced by the device profiles (roofline); nothing was trained" in out
     assert "one seed" in out
     assert [line[:6] for line in err.splitlines()[:2]] == ["[1/2] ", "[2/2] "]
     assert {line[6:].split(":")[0] for line in err.splitlines()[:2]} == {"FedAvg, seed 1", "SFL, seed 1"}

@@ -182,6 +182,19 @@ def test_every_node_builds_the_same_weights_and_pieces_join_to_the_model() -> No
     assert all(torch.equal(joined[name], value) for name, value in whole.items())
 
 
+def test_weights_share_memory_until_somebody_changes_them() -> None:
+    load = workload()
+    first, second = (load.trainer(Piece()) for _ in range(2))
+    states = [trainer._state["block"] for trainer in (first, second)]
+    start = states[0].copy()
+    assert all(torch._C._is_cow_tensor(state.flat) for state in states)
+    first.step(next(load.shard(0).epoch(0)))
+    assert not torch._C._is_cow_tensor(states[0].flat)
+    assert not torch.equal(states[0].flat, start)
+    assert torch.equal(states[1].flat, start)
+    assert torch.equal(load.trainer(Piece())._state["block"].flat, start)
+
+
 def test_building_leaves_global_random_state_alone() -> None:
     load = workload()
     before = torch.get_rng_state()

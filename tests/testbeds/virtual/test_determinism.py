@@ -18,7 +18,7 @@ from harness import experiment
 from harness.record import Recorder
 from harness.run import execute
 
-def digest(method, mode, seed, jitter):
+def digest(method, mode, seed, jitter, devices=None):
     data = {
         "name": "determinism", "mode": mode, "seeds": [seed], "methods": [method],
         "task": {"data": "digits", "model": "vgg-5", "partition": {"samples": 96}, "test_samples": 8},
@@ -31,6 +31,10 @@ def digest(method, mode, seed, jitter):
             "faults": [{"node": "device-1", "at_s": 1.0, "rejoin_s": 1.5}],
         },
     }
+    if devices is not None:
+        data["task"] = {"data": "fashion_mnist", "model": "vgg-5", "partition": {"min_samples": 1}}
+        data["testbed"]["devices"][0]["count"] = devices
+        data["testbed"]["faults"][0]["node"] = "device-0001"
     (spec,) = experiment.runs(experiment.parse(data))
     recorder = Recorder()
     outcome = execute(spec, recorder)
@@ -49,6 +53,7 @@ CASES = [
     ("splitfed_v2", "timing", 1, 0.2),
     ("fedavg", "learn", 1, 0.0),
     ("fedavg", "timing", 1, 0.0),
+    ("fedavg", "timing", 1, 0.1, 2000),
 ]
 
 
