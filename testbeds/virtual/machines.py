@@ -13,8 +13,8 @@ from profiles.device import DeviceProfile
 from profiles.network import NetworkProfile
 from testbeds.virtual import recorded
 from testbeds.virtual.config import Config
-from testbeds.virtual.config import Link as LinkConfig
 from testbeds.virtual.fair import Link
+from testbeds.virtual.sections import Link as LinkConfig
 from testbeds.virtual.settings import Machine
 
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from harness.errors import ProfileError, suggestion
 from harness.randomness import stream
 from profiles.trace import RateTrace
 from profiles.traces import library
 from profiles.traces.availability import Availability
+from testbeds.virtual import sections
 from testbeds.virtual.playback import Schedule
-
-if TYPE_CHECKING:
-    from testbeds.virtual import config
 
 Way = Literal["up", "down"]
 WAYS: tuple[Way, Way] = ("up", "down")
@@ -39,7 +37,7 @@ def resolved(file: str, data_root: Path | None = None) -> Path:
     return data_root / path
 
 
-def traces(link: config.Link, way: Way, data_root: Path | None = None) -> Mapping[str, RateTrace]:
+def traces(link: sections.Link, way: Way, data_root: Path | None = None) -> Mapping[str, RateTrace]:
     """Return the traces that a direction of a link may play, by name; none if its rate is constant.
 
     Raises:
@@ -58,7 +56,7 @@ def traces(link: config.Link, way: Way, data_root: Path | None = None) -> Mappin
     return {trace.name: found[trace.name]}
 
 
-def schedule(link: config.Link, way: Way, node: str, seed: int, data_root: Path | None = None) -> Schedule | None:
+def schedule(link: sections.Link, way: Way, node: str, seed: int, data_root: Path | None = None) -> Schedule | None:
     """Return what a direction of a node's link plays, drawn from the seed; None if its rate is constant.
 
     Both directions draw the same numbers: of files that list the two directions of the same recordings they play the
@@ -76,7 +74,7 @@ def schedule(link: config.Link, way: Way, node: str, seed: int, data_root: Path 
 
 
 def availability(
-    section: config.Availability, seed: int, devices: Iterable[str], data_root: Path | None = None
+    section: sections.Availability, seed: int, devices: Iterable[str], data_root: Path | None = None
 ) -> dict[str, tuple[Availability, float]]:
     """Return, per device that is not there always, when it is, and where in that log a run begins (s).
 

@@ -12,9 +12,10 @@ from harness import experiment, testbed
 from harness.errors import AmmeterError, ConfigError, ProfileError
 from harness.record import Recorder
 from harness.run import execute
-from testbeds.virtual.config import Config, Link, check
+from testbeds.virtual.config import Config, check
 from testbeds.virtual.machines import machines, topology
 from testbeds.virtual.recorded import resolved, schedule
+from testbeds.virtual.sections import Link
 
 DEVICE = {"profile": "rpi-4-4g", "count": 3}
 
