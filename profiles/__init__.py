@@ -7,6 +7,10 @@
     network.py             NetworkProfile and the shape of a network's file
     reading.py             YAML text to a checked model, or one line saying which key is wrong
     library.py             look a profile up by id or by path: device(), network(), describe()
+    price.py               what traced work costs on a device: measured, by roofline, by one scalar
+    published/             times of training steps that somebody measured and published
+    fit.py                 rates from published times, and the errors for networks left out
+    trace.py, traces/      recorded rates of links and availability of devices, and readers of their formats
 
 Ask `profiles.library`: `from profiles import library; library.device("jetson-nano-4g/10w")`. Its
 functions are not repeated here because `profiles.device` and `profiles.network` are modules.
