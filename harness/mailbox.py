@@ -58,8 +58,12 @@ class Waiter:
 
     def matches(self, message: Message) -> bool:
         """Whether the meta values are those waited for; the end of a stream always matches."""
-        meta = message.meta
-        return message.ends_stream or all(meta.get(key) == value for key, value in self.match.items())
+        if not message.ends_stream:
+            meta = message.meta
+            for key, value in self.match.items():
+                if meta.get(key) != value:
+                    return False
+        return True
 
     def offer(self, message: Message) -> tuple[bool, bool]:
         """Return (taken, finished)."""

@@ -123,7 +123,9 @@ class Channel:
                 return
             at = self._kernel.now + self._latency_s
         else:
-            at = max(self._kernel.now + self._latency_s + self._delay(), self._last_arrival_s)
+            at = self._kernel.now + self._latency_s + self._delay()
+            if at < self._last_arrival_s:
+                at = self._last_arrival_s
             self._last_arrival_s = at
         self._kernel.at(at, self._arrived, message)
 

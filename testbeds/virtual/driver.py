@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,12 @@ PATIENCE_RESTS = 10
 """After how many rests of the kernel (100,000 events each) without any role moving it is a deadlock."""
 
 _FOR_OTHERS = (record.RECV, record.GATHER, record.JOIN, record.CHANNEL)
+
+
+def _delays(noise: np.random.Generator, jitter_s: float) -> Iterator[float]:
+    """Yield extra latencies: sizes of normal numbers of that standard deviation, drawn a few at a time."""
+    while True:
+        yield from np.abs(noise.normal(0.0, jitter_s, 64)).tolist()
 
 
 class VirtualDriver:
@@ -184,10 +190,7 @@ class VirtualDriver:
         jitter_s = float(np.hypot(a.jitter_s, b.jitter_s))
         delay = None
         if jitter_s:
-            noise = stream(self.options.seed, src.name, dst_name, lane)
-
-            def delay() -> float:
-                return abs(float(noise.normal(0.0, jitter_s)))
+            delay = _delays(stream(self.options.seed, src.name, dst_name, lane), jitter_s).__next__
 
         channel = src.channels[dst_name, lane] = Channel(
             self.kernel,

@@ -527,7 +527,8 @@ class Hub:
             heappop(level_heap)
         time, klass = (by_time[0][0], by_time[0][2]) if by_time else (inf, None)
         if level_heap and self.level > 0:
-            at = self._rate_since + max(0.0, level_heap[0][0] - self._level_clock) / self.level
+            left = level_heap[0][0] - self._level_clock
+            at = self._rate_since + (left / self.level if left > 0.0 else 0.0)
             if at < time:
                 time, klass = at, level_heap[0][2]
         return time, klass
@@ -538,7 +539,9 @@ class Hub:
             self._compact()
         if time < self._scheduled:
             self._scheduled = time
-            self._clock.at(max(time, self._clock.now), self._fire, time)
+            clock = self._clock
+            clock.serial += 1  # Kernel.at, written out
+            heappush(clock.heap, (time if time > clock.now else clock.now, clock.serial, self._fire, time))
 
     def _compact(self) -> None:
         for heap, level in ((self._by_time, False), (self._level_heap, True)):

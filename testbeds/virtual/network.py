@@ -48,7 +48,23 @@ class Network:
             return partial(self._start_played, playbacks)
         if len(path) == 1 and self._general is None and path[0].role != "leaf":
             return self._hub(path[0]).start
-        return self.start
+        return self._spoke(path) if len(path) == 2 else self.start
+
+    def _spoke(self, path: tuple[Link, ...]) -> Callable[[Flow], None]:
+        """Return `start` for a path of two links that remembers which leaf feeds which hub, while that stays so."""
+        leaf: Link | None = None
+        bundle: Bundle | None = None
+
+        def start(flow: Flow) -> None:
+            nonlocal leaf, bundle
+            if bundle is not None and leaf is not None and leaf.bundle is bundle:
+                bundle.hub.start(flow, bundle)
+                return
+            self.start(flow)
+            bundle = flow.bundle
+            leaf = next((link for link in path if link.bundle is bundle), None)
+
+        return start
 
     def start(self, flow: Flow) -> None:
         """Begin a transfer of `flow.size` bytes over `flow.path` (limited links only, schedules are not played)."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from heapq import heappush
+from types import MethodType
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from harness.cost.key import key as price_key
 from harness.cost.trace import tag_graphs
@@ -16,6 +18,7 @@ from harness.errors import DeviceOutOfMemory, ProtocolError
 from harness.randomness import TorchStream
 from harness.randomness import stream as named_stream
 from harness.record import COMPUTE, TIERS, Recorder
+from harness.task.batch import Batch
 from profiles.device import DeviceProfile
 from testbeds.virtual.kernel import Activity, Future, Kernel
 from testbeds.virtual.pool import Pool
@@ -44,6 +47,20 @@ class _Priced(NamedTuple):
     peak_bytes: int
     kept_bytes: int
     tier: int
+
+
+_FIXED = (torch.Tensor, Batch)
+"""What does not change its shape: the same object is the same argument."""
+
+
+def _factors(noise: np.random.Generator, jitter: float) -> Iterator[float]:
+    """Yield factors whose logarithms are normal with that standard deviation."""
+    while True:
+        yield from np.exp(jitter * noise.standard_normal(_DRAWN)).tolist()
+
+
+_DRAWN = 64
+"""Random numbers drawn at a time."""
 
 
 class Processor:
@@ -83,10 +100,9 @@ class Processor:
         self._node_id = recorder.id(name)
         self._append: Callable[[bytes], None] = recorder.compute.append
         self._pack: Callable[..., bytes] = recorder.compute.pack
-        self._jitter = jitter
-        self._steady = self._timing and not jitter
-        self._noise = named_stream(seed, name, "jitter") if jitter else None
+        self._factor = _factors(named_stream(seed, name, "jitter"), jitter).__next__ if jitter else None
         self._seed = seed
+        self._last: dict[Any, tuple[Any, Any, tuple[Any, ...], _Priced]] = {}
 
     def execute(self, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None) -> Job:
         """Queue `fn(*args)`; the job is done when its price has passed."""
@@ -98,8 +114,8 @@ class Processor:
         if self._running is not None:
             self._queue.append((job, fn, args, stand_in))
             return job
-        if self._steady and stand_in is None:
-            known = self._known.get(price_key(fn, args))
+        if self._timing and stand_in is None:
+            known = self._recall(fn, args)
             if known is not None:
                 duration_s, _, _, entry, peak_bytes, kept_bytes, _ = known
                 in_use = self.resident_bytes + self.mail_bytes + self._kept_bytes + peak_bytes
@@ -108,6 +124,8 @@ class Processor:
                     job.priced = known
                     job.value = entry.value
                     now = job.begun = kernel.now
+                    if self._factor is not None:
+                        duration_s *= self._factor()
                     due = job.due = now + duration_s
                     self._running = job
                     kernel.serial += 1  # Kernel.at, written out
@@ -115,6 +133,24 @@ class Processor:
                     return job
         self._begin(job, fn, args, stand_in)
         return job
+
+    def _recall(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Priced | None:
+        """Return what is known of `fn(*args)`; at once if the last call was of the same method on the same shapes."""
+        if type(fn) is MethodType:
+            owner = fn.__self__
+            last = self._last.get(fn.__func__)
+            if last is not None:
+                before, signature, same, known = last
+                if before is owner and owner.signature is signature and len(same) == len(args):
+                    for old, new in zip(same, args):  # noqa: B905 - equally long
+                        if old is not new:
+                            break
+                    else:
+                        return known
+        found = self._known.get(price_key(fn, args))
+        if found is not None and type(fn) is MethodType and all(type(arg) in _FIXED for arg in args):
+            self._last[fn.__func__] = (fn.__self__, fn.__self__.signature, args, found)  # type: ignore[attr-defined]
+        return found
 
     def _begin(
         self, job: Job, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None
@@ -157,8 +193,8 @@ class Processor:
         job.value = value
         job.begun = kernel.now
         self._running = job
-        if self._noise is not None:
-            duration *= float(np.exp(self._jitter * self._noise.standard_normal()))
+        if self._factor is not None:
+            duration *= self._factor()
         due = job.due = kernel.now + duration
         kernel.serial += 1  # Kernel.at, written out
         heappush(kernel.heap, (due, kernel.serial, self._end, job))
