@@ -227,7 +227,7 @@ def test_a_shipped_experiment_runs_by_its_name(ammeter: Ammeter) -> None:
 @pytest.mark.parametrize(
     ("what", "contains"),
     [
-        ("methods", ["ampere", "fedavg", "sl", "splitfed_v1", "splitfed_v2"]),
+        ("methods", ["ampere", "fedavg", "null", "sl", "splitfed_v1", "splitfed_v2"]),
         ("models", ["vgg-5"]),
         ("data", ["digits", "fashion_mnist", "cifar10"]),
         ("profiles", ["rpi-4-4g", "server-cpu", "wifi-ac-pi4"]),
