@@ -7,6 +7,7 @@ pays for page faults; tests/harness/test_allocator.py counts them with and witho
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
@@ -27,3 +28,10 @@ def keep_freed_memory() -> bool:
     )
     done = [libc.mallopt(option, value) == 1 for option, value in settings]  # all of them, whatever each says
     return all(done)
+
+
+def give_back_freed_memory() -> None:
+    """Return what is freed to the kernel now: what was kept for training steps is of no use any more."""
+    if platform.libc_ver()[0] == "glibc":
+        gc.collect()  # a run's nodes and activities refer to each other
+        ctypes.CDLL(None).malloc_trim(0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from harness.allocator import give_back_freed_memory
 from harness.errors import ConfigError
 from harness.experiment import RunSpec
 from harness.node import Node
@@ -51,4 +52,6 @@ def execute(
         AmmeterError: whatever stopped it.
     """
     outcome: Outcome = spec.testbed.run(spec, recorder, data_root, progress)
+    if spec.mode == "learn":
+        give_back_freed_memory()
     return outcome

@@ -16,7 +16,6 @@ status is not "complete" is never taken for a run, however it came about, and th
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import gc
 import hashlib
@@ -26,22 +25,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
-import pandas as pd
 import yaml
 
-from harness.errors import BrokenRecords, StoreError, TestbedError
+from harness.errors import StoreError, TestbedError
 from harness.record import Recorder
 from harness.testbed import Outcome
-from results import checks, environment, events, idle, summary
+from results.disk import refusals, write_text
+from results.target import retarget
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 1
 """Version of the folder's layout; a folder of a newer version is refused, not guessed at."""
-
-_OVERHEAD = {"virtual": 0.0, "wall": 1.0}
-"""Share of a run that a node may be ready without running, by clock (on a wall clock it is a finding)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ class Run:
         path = self.folder / f"{name}.parquet"
         if not path.exists():
             path = self.folder / "events" / f"{name}.parquet"
+        import pandas as pd  # see _finish
+
         try:
             return pd.read_parquet(path, columns=None if columns is None else list(columns))
         except (OSError, ValueError) as error:
@@ -106,11 +106,11 @@ class Store:
             StoreError: the disk is read-only or full.
         """
         labels = {"points": [dict(point) for point in points], "claims": [dict(claim) for claim in claims]}
-        changed = summary.retarget({**run.summary, **labels}, target)
+        changed = retarget({**run.summary, **labels}, target)
         if changed == run.summary:
             return run
-        with _disk(run.folder):
-            _write_text(run.folder / "summary.json", json.dumps(changed, indent=2))
+        with refusals(run.folder):
+            write_text(run.folder / "summary.json", json.dumps(changed, indent=2))
         return Run(run.folder, changed)
 
     def record(self, resolved: Mapping[str, Any], run_id: str, execute: Callable[[Recorder], Outcome]) -> Run:
@@ -124,15 +124,15 @@ class Store:
         """
         folder = self.folder(str(resolved["experiment"]), run_id)
         state(folder)  # refuses a newer version's
-        with _disk(folder), _locked(folder):
+        with refusals(folder), _locked(folder):
             _clear(folder)
             (folder / "events").mkdir()
             _write_status(folder, "running")
-            _write_text(folder / "experiment.yaml", yaml.safe_dump(dict(resolved), sort_keys=False))
+            write_text(folder / "experiment.yaml", yaml.safe_dump(dict(resolved), sort_keys=False))
             recorder = Recorder(folder / "events")
             try:
                 outcome = execute(recorder)
-                run = _finish(folder, resolved, run_id, recorder, outcome)
+                made = Run(folder, _finish(folder, resolved, run_id, recorder, outcome))
             except BaseException as error:
                 with contextlib.suppress(OSError):
                     recorder.close()
@@ -144,37 +144,15 @@ class Store:
                     raise TestbedError(f"the run needs {error.filename}: {error.strerror}") from error
                 raise
             _write_status(folder, "complete")
-        return run
+        return made
 
 
-def _finish(folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome) -> Run:
-    """Write everything that is derived from a run's rows."""
-    arrays, names = recorder.arrays(), recorder.names
-    roles = {node.name: node.role for node in outcome.nodes}
-    seconds = idle.attribute(arrays, names, roles, outcome.end_s)
-    record_ = summary.summarise(resolved, run_id, variant(resolved), outcome, arrays, names, seconds)
-    details = environment.describe() | {
-        "clock": outcome.clock,
-        "testbed": outcome.notes,
-        "nodes": [vars(node) for node in outcome.nodes],
-        "messages": {
-            what: getattr(outcome, what) for what in ("sent", "consumed", "unread", "undelivered", "in_flight")
-        },
-    }
-    _write_text(folder / "environment.json", json.dumps(details, indent=2))
-    if outcome.partition:
-        _write_arrays(folder / "partition.npz", outcome)
-    events.write(folder / "events", arrays, names)
-    summary.rounds(arrays, names).to_parquet(folder / "rounds.parquet", index=False)
-    summary.metrics(arrays["metric"], names).to_parquet(folder / "metrics.parquet", index=False)
-    seconds["role"] = [node.role for node in outcome.nodes]
-    seconds.to_parquet(folder / "idle.parquet", index=False)
-    _write_text(folder / "summary.json", json.dumps(record_, indent=2))
-    recorder.discard()
-    broken = checks.violations(arrays, seconds, outcome, _OVERHEAD[outcome.clock])
-    if broken:
-        raise BrokenRecords(f"{folder}: the records do not add up, do not use them:\n  " + "\n  ".join(broken))
-    return Run(folder, record_)
+def _finish(
+    folder: Path, resolved: Mapping[str, Any], run_id: str, recorder: Recorder, outcome: Outcome
+) -> dict[str, Any]:
+    from results.finish import finish  # not before: while a run is made, what tables need would take memory for nothing
+
+    return finish(folder, resolved, run_id, variant(resolved), recorder, outcome)
 
 
 def variant(resolved: Mapping[str, Any]) -> str:
@@ -281,26 +259,6 @@ def _complete(folder: Path, levels: int) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Turn the disk's refusals into one sentence."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        remedy = {
-            errno.ENOSPC: "the disk is full: free some space; complete runs are kept, start the same command again",
-            errno.EDQUOT: "your quota is used up: free some space, then start the same command again",
-            errno.EROFS: "the disk is read-only: give another folder with --runs",
-            errno.EACCES: "you may not write there: give another folder with --runs",
-            errno.EPERM: "you may not write there: give another folder with --runs",
-            errno.ENOTDIR: "a file is in the way: give another folder with --runs",
-            errno.EEXIST: "a file is in the way: give another folder with --runs",
-        }.get(error.errno or 0)
-        remedy = remedy or f"{error.strerror or error}: give another folder with --runs"
-        raise StoreError(f"{error.filename or folder}: cannot be written; {remedy}") from error
-
-
-@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock: two processes never write the same run."""
     lock: BinaryIO
@@ -323,22 +281,5 @@ def _clear(folder: Path) -> None:
             entry.unlink()
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _write_status(folder: Path, found: str, **more: Any) -> None:
-    _write_text(folder / "status", json.dumps({"state": found, "format": FORMAT, **more}))
-
-
-def _write_arrays(path: Path, outcome: Outcome) -> None:
-    temporary = path.with_name("partition.part.npz")
-    clients = {f"client_{number}": part for number, part in enumerate(outcome.partition)}
-    np.savez_compressed(temporary, histogram=outcome.histogram, **clients)
-    temporary.replace(path)
+    write_text(folder / "status", json.dumps({"state": found, "format": FORMAT, **more}))

@@ -11,6 +11,7 @@ import pandas as pd
 from harness import record
 from harness.testbed import Outcome
 from results.idle import CAUSES, COLUMNS
+from results.target import reached
 
 Rows = np.ndarray[Any, Any]
 
@@ -117,20 +118,9 @@ def _quality(metric: Rows, names: Sequence[str], target: float | None) -> dict[s
     return {
         "accuracy": values[-1] if values else None,
         "best_accuracy": max(values, default=None),
-        "time_to_accuracy_s": _reached(curve, target),
+        "time_to_accuracy_s": reached(curve, target),
         "accuracy_curve": curve,
     }
-
-
-def _reached(curve: Sequence[Sequence[float]], target: float | None) -> float | None:
-    """When a curve first reached the target; None = never."""
-    return next((at_s for at_s, value in curve if target is not None and value >= target), None)
-
-
-def retarget(summary: Mapping[str, Any], target: float | None) -> dict[str, Any]:
-    """Return a summary with another target accuracy."""
-    reached = _reached(summary["accuracy_curve"], target)
-    return {**summary, "target_accuracy": target, "time_to_accuracy_s": reached}
 
 
 def _idle(

@@ -11,9 +11,10 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from harness.errors import StoreError
+from results import FORMATS
 from results.idle import COLUMNS
 from results.store import Run
-from results.summary import retarget
+from results.target import retarget
 
 _KEY = ["run_id", "label", "seed"]
 _Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -320,8 +321,6 @@ def _digits(value: float) -> str:
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------
-
-FORMATS = ("csv", "json", "md", "latex")
 
 
 def written(table: pd.DataFrame, how: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli import common
+from harness.cli import common, showing
 from harness.errors import ConfigError
 from results import claims, tables
 
@@ -29,16 +29,16 @@ def main(args: argparse.Namespace) -> int:
                 "`ammeter run` again (it keeps the runs)"
             )
         if args.format is None:
-            common.show_claims(claimed)
+            showing.show_claims(claimed)
         else:
-            common.show(claims.presented(claimed) if args.format in ("md", "latex") else claimed, args.format)
+            showing.show(claims.presented(claimed) if args.format in ("md", "latex") else claimed, args.format)
         return 0
     compared = tables.comparison(tables.summaries(runs))
     if args.format is None:
-        common.show_comparison(compared)
-        common.show_claims(claims.table(runs))
+        showing.show_comparison(compared)
+        showing.show_claims(claims.table(runs))
     elif args.format in ("md", "latex"):
-        common.show(tables.presented(compared), args.format)
+        showing.show(tables.presented(compared), args.format)
     else:
-        common.show(compared, args.format)
+        showing.show(compared, args.format)
     return 0

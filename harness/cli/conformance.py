@@ -9,7 +9,7 @@ import argparse
 
 import pandas as pd
 
-from harness.cli import common
+from harness.cli import common, showing
 from harness.experiment import assign, override_value
 from testbeds.virtual import conformance
 
@@ -30,5 +30,5 @@ def main(args: argparse.Namespace) -> int:
         assign(settings, key, value, f"override {text!r}")
     findings = conformance.check(args.method, settings, max(1, args.trials))
     rows = [{"check": f.check, "": "ok" if f.passed else "FAILED", "seen": f.seen} for f in findings]
-    common.show(pd.DataFrame(rows), args.format, args.method)
+    showing.show(pd.DataFrame(rows), args.format, args.method)
     return 0 if all(finding.passed for finding in findings) else 1

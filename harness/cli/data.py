@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 from rich.progress import DownloadColumn, Progress, TextColumn
 
-from harness.cli import common
+from harness.cli import common, showing
 from harness.errors import ConfigError
 from harness.task import data as datasets
 from harness.task.data import fetch
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     if args.action == "list":
         rows = [entry._asdict() for entry in fetch.catalogue()]
-        common.show(pd.DataFrame(rows), args.format)
+        showing.show(pd.DataFrame(rows), args.format)
         return 0
     if args.name is None:
         raise ConfigError(f"data {args.action}: which one? Data sets: {', '.join(datasets.names())}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness import testbed
-from harness.cli import common
+from harness.cli import common, showing
 from harness.errors import AmmeterError
 from harness.task import data as datasets
 from results import environment
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    common.show(pd.DataFrame(_rows(args), columns=["what", "state", "remedy"]), args.format)
+    showing.show(pd.DataFrame(_rows(args), columns=["what", "state", "remedy"]), args.format)
     return 0
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cli import common
+from harness.cli import common, showing
 from harness.cost.work import Operators
 from harness.errors import ConfigError, suggestion
 from harness.task import models
@@ -55,12 +55,12 @@ def main(args: argparse.Namespace) -> int:
             sys.stdout.write(figures(board))
         return 0
     if args.format is not None:
-        common.show(pd.concat([_errors(board) for board in fitted], ignore_index=True), args.format)
+        showing.show(pd.concat([_errors(board) for board in fitted], ignore_index=True), args.format)
         return 0
     for board in fitted:
         errors = _errors(board)
         shown = errors.drop(columns="board").map(lambda cell: f"{cell:.3g}" if isinstance(cell, float) else cell)
-        common.show(shown, None, f"{board.profile.id}: error of the predicted step, %")
+        showing.show(shown, None, f"{board.profile.id}: error of the predicted step, %")
         means = errors[["fitted_pct", "left_out_pct", "unseen_pct"]].abs().mean().dropna()
         shown_means = [
             f"{str(name).removesuffix('_pct').replace('_', ' ')} {mean:.1f} %"

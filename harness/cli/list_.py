@@ -10,7 +10,7 @@ from typing import get_args
 import pandas as pd
 
 from harness import experiment, method, testbed
-from harness.cli import common
+from harness.cli import common, showing
 from harness.task import data, models
 from plots import gallery
 from profiles import library
@@ -104,5 +104,5 @@ def main(args: argparse.Namespace) -> int:
         whole = pd.concat(tables, ignore_index=True).astype(object)
         tables = [whole.where(whole.notna(), "")]
     for table in tables:
-        common.show(table, args.format)
+        showing.show(table, args.format)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli import common
+from harness.cli import common, showing
 from plots import gallery
 
 HELP = "draw the figures of runs"
@@ -21,7 +21,7 @@ def main(args: argparse.Namespace) -> int:
     runs = common.find_runs(args)
     targets = {run.summary["target_accuracy"] for run in runs}
     target = targets.pop() if len(targets) == 1 else None
-    drawn = gallery.draw_all(common.plot_tables(runs, target), args.figures, args.only)
+    drawn = gallery.draw_all(showing.plot_tables(runs, target), args.figures, args.only)
     for path in drawn:
         print(path)
     for name, needs in drawn.skipped.items():

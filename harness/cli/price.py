@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cli import common
+from harness.cli import showing
 from harness.errors import ConfigError, DeviceOutOfMemory
 from harness.task import models
 from harness.task.config import OptimizerConfig
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
         return 0
     table = pd.DataFrame([{"part": name} | answer | figures for name, figures in priced.items()])
     if args.format == "csv":
-        common.show(table, "csv")
+        showing.show(table, "csv")
         return 0
     _print(table, answer, extra)
     return 0
@@ -103,7 +103,7 @@ def _print(table: pd.DataFrame, answer: dict[str, Any], extra: dict[str, Any]) -
             "rests on": table["basis"],
         }
     )
-    common.show(shown, None, title)
+    showing.show(shown, None, title)
     if extra:
         shape = "x".join(map(str, extra["activation_shape"]))
         print(f"cut {extra['cut']}: an activation of {shape} crosses it")

@@ -14,7 +14,6 @@ from harness import experiment
 from harness.cli import common
 from harness.cli.jobs import Jobs, default_jobs
 from harness.errors import ConfigError
-from results import claims, tables
 from results.store import Run, Store
 
 HELP = "run an experiment, print the comparison, draw the figures"
@@ -51,17 +50,21 @@ def main(args: argparse.Namespace) -> int:
     specs = experiment.runs(parsed, args.experiment, root)
     jobs = args.jobs or default_jobs(specs)
     runs = Jobs(parsed.name, specs, Store(args.runs), root, jobs).make()
+    # not before: what shows tables and draws figures takes time and memory while the runs are made
+    from harness.cli import showing
+    from results import claims, tables
+
     compared = tables.comparison(tables.summaries(runs))
     if args.format is None:
-        common.show_comparison(compared, parsed.title or parsed.name)
-        common.show_claims(claims.table(runs))
+        showing.show_comparison(compared, parsed.title or parsed.name)
+        showing.show_claims(claims.table(runs))
         _explain(specs, runs)
     else:
-        common.show(compared, args.format)
+        showing.show(compared, args.format)
     if not args.no_figures:
-        from plots import gallery  # here, because importing matplotlib takes time and memory while the runs are made
+        from plots import gallery
 
-        drawn = gallery.draw_all(common.plot_tables(runs, parsed.target_accuracy), args.figures / parsed.name)
+        drawn = gallery.draw_all(showing.plot_tables(runs, parsed.target_accuracy), args.figures / parsed.name)
         pictures = sorted({path.stem for path in drawn})
         print(f"figures in {args.figures / parsed.name}: {', '.join(pictures)} (PDF and PNG)", file=sys.stderr)
     print(f"runs in {args.runs / parsed.name}", file=sys.stderr)

@@ -6,7 +6,7 @@ import argparse
 
 import pandas as pd
 
-from harness.cli import common
+from harness.cli import common, showing
 from profiles import library
 
 HELP = "show a profile's figures and their sources"
@@ -19,5 +19,5 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     rows = [row._asdict() for row in library.describe(args.profile)]
-    common.show(pd.DataFrame(rows), args.format, args.profile)
+    showing.show(pd.DataFrame(rows), args.format, args.profile)
     return 0

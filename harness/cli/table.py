@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from harness.cli import common
+from harness.cli import common, showing
 from results import claims, tables
 from results.store import Run
 
@@ -43,8 +43,8 @@ def main(args: argparse.Namespace) -> int:
     table = _TABLES[args.what](common.find_runs(args))
     if args.what == "runs" and args.format is None:  # a row per run, the headlines only
         labelled = table.assign(label=table["label"] + ", seed " + table["seed"].astype(str))
-        common.show(tables.presented(tables.comparison(labelled), tables.HEADLINES), None)
+        showing.show(tables.presented(tables.comparison(labelled), tables.HEADLINES), None)
         print("all columns: ammeter table ... --format csv")
     else:
-        common.show(table, args.format)
+        showing.show(table, args.format)
     return 0

@@ -42,3 +42,21 @@ def test_blocks_that_are_taken_again_cost_no_page_faults() -> None:
 def test_it_says_whether_it_could() -> None:
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt > 0
+
+
+@pytest.mark.slow
+def test_kept_memory_is_given_back_when_asked() -> None:
+    program = """
+import torch
+from harness.allocator import give_back_freed_memory, keep_freed_memory
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+kept = keep_freed_memory()
+torch.ones(50_000_000)
+before = resident()
+give_back_freed_memory()
+print(int(kept), before - resident())
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    if said[0] == "1":
+        assert int(said[1]) > 150_000_000

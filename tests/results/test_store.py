@@ -29,7 +29,7 @@ from harness.errors import BrokenRecords, ProtocolError, StoreError, TestbedErro
 from harness.node import Node
 from harness.record import Recorder
 from harness.testbed import Outcome
-from results import store
+from results import finish, store
 from results.store import Store
 
 ID = "0123456789ab"
@@ -124,7 +124,7 @@ def test_a_run_is_running_until_everything_is_written(runs: Store, monkeypatch: 
         assert (_folder(runs) / "summary.json").exists()
         return []
 
-    monkeypatch.setattr(store.checks, "violations", spy)
+    monkeypatch.setattr(finish.checks, "violations", spy)
 
     def watched(recorder: Recorder) -> Outcome:
         seen.append(store.state(_folder(runs)))
@@ -211,7 +211,7 @@ def test_a_kept_run_is_relabelled_by_who_asks_for_it(runs: Store) -> None:
 def test_a_run_that_has_its_labels_is_not_written_again(runs: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = _make(runs)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "_write_text", lambda *_: pytest.fail("written"))
+        patch.setattr(store, "write_text", lambda *_: pytest.fail("written"))
         assert runs.relabel(made, [{}], None) is made
 
 

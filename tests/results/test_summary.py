@@ -14,6 +14,7 @@ from harness import record
 from harness.node import Node
 from harness.testbed import NodeInfo, Outcome
 from results import idle, summary
+from results.target import retarget
 
 NAMES = ["device-0", "device-1", "edge-0", "server", "f", "up", "down", "round", "global/accuracy", "global/loss"]
 D0, D1, EDGE, SERVER, F, UP, DOWN, ROUND, ACCURACY, LOSS = range(10)
@@ -158,7 +159,7 @@ def test_the_curve_has_every_score_and_answers_any_target() -> None:
     found = _summary(target_accuracy=0.5)
     assert found["accuracy_curve"] == [[6.0, 0.5], [9.5, 0.875]]
     for target in (None, 0.5, 0.51, 0.9):
-        assert summary.retarget(found, target) == _summary(target_accuracy=target)
+        assert retarget(found, target) == _summary(target_accuracy=target)
 
 
 @pytest.mark.parametrize(

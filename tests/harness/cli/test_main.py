@@ -31,6 +31,15 @@ def test_runs_are_made_without_what_draws_figures(tmp_path: Path) -> None:
     assert list((tmp_path / "figures").rglob("*.pdf"))
 
 
+def test_a_run_is_made_without_what_tables_need() -> None:
+    """They take a hundred megabytes, which training could use, and start-up time."""
+    program = (
+        "import sys, harness.cli.run; print(sorted({'pandas', 'pyarrow', 'matplotlib', 'sklearn'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_one_verb_or_all() -> None:
     assert set(command.verbs("list")) == {"list"}
     assert command.verbs("common") == command.verbs("nonsense") == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from harness.cli import common
+from harness.cli import showing
 
 
 def _table(rows: int) -> pd.DataFrame:
@@ -13,15 +13,15 @@ def _table(rows: int) -> pd.DataFrame:
 
 
 def test_a_long_table_is_plain_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    rows = common.MOST_ROWS + 2
-    common.show(_table(rows), None, "Many")
+    rows = showing.MOST_ROWS + 2
+    showing.show(_table(rows), None, "Many")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == ["Many", "label      value", "A          1.5", "long name"]
     assert len(lines) == rows + 2
 
 
 def test_a_short_table_is_laid_out(capsys: pytest.CaptureFixture[str]) -> None:
-    common.show(_table(common.MOST_ROWS), None, "Few")
+    showing.show(_table(showing.MOST_ROWS), None, "Few")
     out = capsys.readouterr().out
     assert "──" in out
     assert "long name" in out
