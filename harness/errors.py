@@ -11,6 +11,7 @@
       DeviceOutOfMemory             the work does not fit the device's RAM, as on the board
       DeadlockError                 nobody can move and roles are unfinished
       TestbedError                  the place to run cannot do what was asked
+      TransportError                a frame, a peer or a certificate was refused, or a connection lost
       StoreError                    a results folder cannot be read or written
       BrokenRecords                 the records of a run do not add up
 
@@ -67,6 +68,10 @@ class TestbedError(AmmeterError):
     """The testbed cannot do what the experiment asks."""
 
     __test__ = False  # not a test class, whatever its name
+
+
+class TransportError(AmmeterError):
+    """A frame, a peer or a certificate was refused, or a connection is lost."""
 
 
 class StoreError(AmmeterError):
