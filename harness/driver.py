@@ -32,7 +32,7 @@ class Activity(Future, Protocol):
 
     lane: int
 
-    def cancel(self) -> None: ...
+    def cancel(self) -> object: ...
 
 
 class Timer(Protocol):

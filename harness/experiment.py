@@ -21,7 +21,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -337,6 +337,27 @@ def runs(experiment: Experiment, where: str = "experiment", data_root: Path | No
         ConfigError, ProfileError: unknown names or keys, values that are not allowed, two methods of one label.
     """
     return list(_runs(experiment, where, data_root))
+
+
+def from_resolved(resolved: Mapping[str, Any], data_root: Path | None = None) -> RunSpec:
+    """Return the run that `RunSpec.resolved` describes, checked again: a worker is dealt its run in this form.
+
+    Raises:
+        ConfigError, ProfileError: as `runs`.
+    """
+    data = {
+        "name": resolved["experiment"],
+        "mode": resolved["mode"],
+        "seeds": [resolved["seed"]],
+        "target_accuracy": resolved["target_accuracy"],
+        "task": resolved["task"],
+        "training": resolved["training"],
+        "methods": [{**resolved["method"], "label": resolved["label"]}],
+        "testbed": resolved["testbed"],
+    }
+    where = "the run dealt by the controller"
+    (spec,) = runs(parse(data, where), where, data_root)
+    return spec
 
 
 def _runs(experiment: Experiment, where: str, data_root: Path | None) -> Iterator[RunSpec]:

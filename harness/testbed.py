@@ -51,6 +51,8 @@ class Outcome:
         notes: what a reader of the numbers should know (how links were shared, which throttle was active).
         partition: sample indices of each client.
         histogram: samples per client and class.
+        fingerprints: of evaluated weights, in order: [node, label, round, fingerprint (harness.task.fingerprint)].
+        timings: what each node has computed and how long it took, by name and digest (harness.cost.key.digest).
     """
 
     end_s: float = 0.0
@@ -64,6 +66,8 @@ class Outcome:
     notes: dict[str, Any] = field(default_factory=dict)
     partition: list[Any] = field(default_factory=list)
     histogram: Any = None
+    fingerprints: list[list[Any]] = field(default_factory=list)
+    timings: dict[str, Any] = field(default_factory=dict)
 
 
 def names() -> list[str]:

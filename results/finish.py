@@ -35,11 +35,14 @@ def finish(
         "clock": outcome.clock,
         "testbed": outcome.notes,
         "nodes": [vars(node) for node in outcome.nodes],
+        "weights": outcome.fingerprints,
         "messages": {
             what: getattr(outcome, what) for what in ("sent", "consumed", "unread", "undelivered", "in_flight")
         },
     }
     write_text(folder / "environment.json", json.dumps(details, indent=2))
+    if outcome.timings:
+        write_text(folder / "timings.json", json.dumps({"format": 1, "nodes": outcome.timings}, indent=1))
     if outcome.partition:
         _write_arrays(folder / "partition.npz", outcome)
     events.write(folder / "events", arrays, names)

@@ -5,6 +5,7 @@
         experiment.yaml     the resolved run
         environment.json    host, versions, commit; what the testbed reports
         partition.npz       sample indices of every client; samples per client and class
+        timings.json        of a wall clock: how long each computation took on each node (testbed.timings)
         events/*.rows       while running: append-only rows (harness.record)
         events/*.parquet    afterwards: the same as tables with names
         rounds.parquet, metrics.parquet, idle.parquet, summary.json

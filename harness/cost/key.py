@@ -4,10 +4,14 @@ Two computations with equal keys cost the same on the same machine, so the secon
 function alone, different cuts of a model would share a price; keyed by the bound method, every device's trainer
 would be traced anew. So an object whose method is computed must say what it is: `signature`, a string naming
 architecture, cut, optimiser, mode and dtype. Lambdas, partials and local functions are refused: they have no identity.
+
+A key lives in one process; its `digest` names the same computation in every process, and in both modes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -110,6 +114,36 @@ def key(fn: Callable[..., Any], args: tuple[Any, ...]) -> Key:
         _check_named(fn)
         _named[fn] = True
     return (fn, *[structure(arg) for arg in args])
+
+
+def digest(key: Key) -> str:
+    """Return 16 hexadecimal digits: equal for equal keys in every process, on every machine, in both modes.
+
+    Raises:
+        ProtocolError: a signature that is not a string or plain values.
+    """
+    return hashlib.sha256(_text(key).encode()).hexdigest()[:16]
+
+
+def _text(value: Any) -> str:
+    """Write a part of a key so that different parts have different texts."""
+    if isinstance(value, tuple):
+        return f"({','.join(map(_text, value))})"
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        owner = getattr(value, "__self__", None)  # of a builtin: its module or class
+        module = value.__module__ or getattr(owner, "__name__", "")
+        users = _USERS_METHOD.match(module)
+        return f"{users[1] if users else module}.{value.__qualname__}"
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    by_address: Any = object.__repr__
+    if type(value).__repr__ is by_address:
+        raise ProtocolError(f"the signature {value!r} is not the same in another process; make it a string")
+    return repr(value)
+
+
+_USERS_METHOD = re.compile(r"(users_method_.*)_[0-9a-f]{8}$")
+"""The name under which harness.method loads a file of the user's own; the digits stand for where it lies."""
 
 
 def name(fn: Callable[..., Any]) -> str:

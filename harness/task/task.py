@@ -193,7 +193,7 @@ class Workload:
                 self.seed,
                 self.training.batch_size,
                 self.training.drop_last,
-                f"{self.config.data}{'' if not self.timing else ' shapes'}",
+                self.config.data,
                 self.timing,
             )
         return shard

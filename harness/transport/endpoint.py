@@ -52,6 +52,7 @@ class Listener:
         self._handshake_s = handshake_s
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks weakly
+        self._entering: set[socket.socket] = set()  # accepted; their task may be cancelled before it has begun
         self._keep(self._accept())
 
     def _keep(self, coroutine: Any) -> None:
@@ -67,6 +68,7 @@ class Listener:
                 self._refused("a peer", TransportError(f"a connection could not be accepted: {error}"))
                 await asyncio.sleep(_RETRY_S)
                 continue
+            self._entering.add(connection)
             self._keep(self._welcome(connection, f"{address[0]}:{address[1]}"))
 
     async def _welcome(self, connection: socket.socket, address: str) -> None:
@@ -77,6 +79,7 @@ class Listener:
             made.append(self._make())
             return made[0]
 
+        self._entering.discard(connection)
         timeouts: dict[str, Any] = {} if self._tls is None else {"ssl_handshake_timeout": self._handshake_s}
         try:
             _tune(connection)
@@ -96,6 +99,8 @@ class Listener:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for accepted in self._entering:
+            accepted.close()
         self._socket.close()
         await asyncio.gather(*(connection.close() for connection in list(self.connections)))
 

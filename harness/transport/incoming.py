@@ -20,6 +20,9 @@ from harness.transport.limiter import TokenBucket
 from harness.transport.outgoing import CLOSE_S
 from harness.transport.tls import peer_names
 
+_AHEAD_GRAINS = 4
+"""So much may be read and not have passed the bucket: it must never be idle while a peer has more to send."""
+
 
 class Incoming(asyncio.BufferedProtocol):
     """The connection of one channel, on the side that receives; made by `endpoint.Listener`.
@@ -64,8 +67,10 @@ class Incoming(asyncio.BufferedProtocol):
         self._closing = False
         self._held = False  # the owner's pause
         self._choked = False  # the peer does not read its acknowledgements
-        self._owed = 0  # bytes that the bucket has not let pass yet
-        self._waiting: deque[Arrival] = deque()  # for them
+        self._reads: deque[int] = deque()  # sizes of reads that the bucket has not let pass yet
+        self._owed = 0  # bytes of them
+        self._passed = 0  # how many reads have passed
+        self._waiting: deque[tuple[int, Arrival]] = deque()  # reads that must pass before it has arrived
 
     # ---- for the owner
 
@@ -103,8 +108,8 @@ class Incoming(asyncio.BufferedProtocol):
                 f"frame refused: {message.src[:80]!r} to {message.dst[:80]!r} on {message.lane!r}, on the connection "
                 f"of {self.peer!r} to {self.name!r} on {self._lane!r}"
             )
-        if self._owed:
-            self._waiting.append(arrival)
+        if self._reads:
+            self._waiting.append((self._passed + len(self._reads), arrival))
         else:
             self._hand_over(arrival)
 
@@ -114,10 +119,12 @@ class Incoming(asyncio.BufferedProtocol):
         self._transport.write(answer.packed())
 
     def _granted(self) -> None:
-        self._owed = 0
+        """The oldest read has passed."""
+        self._owed -= self._reads.popleft()
+        self._passed += 1
         now_s = self._clock()
-        while self._waiting:
-            arrival = self._waiting.popleft()
+        while self._waiting and self._waiting[0][0] <= self._passed:
+            _, arrival = self._waiting.popleft()
             self._hand_over(Arrival(arrival.message, arrival.frame_bytes, arrival.first_byte_s, now_s))
         self._apply()
 
@@ -130,7 +137,8 @@ class Incoming(asyncio.BufferedProtocol):
         """Read, or do not."""
         if self._transport is None or self._transport.is_closing():
             return
-        if self._held or self._choked or self._owed:
+        ahead = 0 if self._bucket is None else _AHEAD_GRAINS * self._bucket.grain_bytes
+        if self._held or self._choked or self._owed > ahead:
             self._transport.pause_reading()
         else:
             self._transport.resume_reading()
@@ -150,12 +158,12 @@ class Incoming(asyncio.BufferedProtocol):
         if self._error is not None:
             return
         if self._bucket is not None:
-            # where asyncio reads on although it was told to pause, one request covers all that came meanwhile
-            if self._owed:
-                self._bucket.forget(self._granted)
+            self._reads.append(nbytes)
             self._owed += nbytes
-            if self._bucket.take(self._owed, self._granted):
-                self._owed = 0
+            if self._bucket.take(nbytes, self._granted):  # never where an earlier read still waits
+                self._reads.pop()
+                self._owed -= nbytes
+                self._passed += 1
             self._apply()
         try:
             self._assembler.filled(nbytes, self._clock())

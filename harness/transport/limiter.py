@@ -1,9 +1,10 @@
 """Pacing by the wall clock: a token bucket per direction of a node, and a delay per channel.
 
 A bucket is shared by all connections of its direction; each asks for one slice at a time and they are served in turn,
-so they share the rate evenly. While somebody waits, tokens pile up without a bound: a timer that fires late, or a
-process that was not running, costs no rate, as it would not on a real interface, which goes on sending meanwhile.
-What is counted are the bytes of frames; records of TLS and headers of TCP come on top.
+so they share the rate evenly. A slice passes when its time at the rate is over, as on a wire: a pause saves nothing up
+(unless a burst is asked for), or small messages would look instantaneous. While somebody waits, tokens pile up without
+a bound: a timer that fires late, or a process that was not running, costs no rate, as it would not on a real interface,
+which goes on sending meanwhile. What is counted are the bytes of frames; records of TLS and headers of TCP come on top.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 SLICE_BYTES = 2**20
-_LEAST_BURST_BYTES = 1600  # a packet
+_PACKET_BYTES = 1600
 _CRUMB_BYTES = 1.0  # so much may be missing (and is owed): a clock cannot tell shorter waits from none
-_BURST_S, _GRAIN_S = 0.01, 0.005
+_GRAIN_S = 0.001
 
 
 class Timers(Protocol):
@@ -33,17 +34,17 @@ class TokenBucket:
 
     Args:
         rate_bytes_per_s: 0 lets nothing pass until `set_rate`.
-        burst_bytes: what may pass at once after a pause; default: 10 ms at the rate, at least a packet.
+        burst_bytes: what may pass at once after a pause.
         timers: the event loop; default: the running one.
     """
 
-    def __init__(self, rate_bytes_per_s: float, burst_bytes: float | None = None, timers: Timers | None = None) -> None:
-        if rate_bytes_per_s < 0 or (burst_bytes is not None and burst_bytes <= 0):
+    def __init__(self, rate_bytes_per_s: float, burst_bytes: float = 0.0, timers: Timers | None = None) -> None:
+        if rate_bytes_per_s < 0 or burst_bytes < 0:
             raise ValueError(f"a rate of {rate_bytes_per_s} and a burst of {burst_bytes} bytes let nothing pass")
         self._timers: Timers = timers or asyncio.get_running_loop()
         self._rate = rate_bytes_per_s
-        self._given_burst = burst_bytes
-        self._tokens = self.burst_bytes
+        self.burst_bytes = burst_bytes
+        self._tokens = burst_bytes
         self._at_s = self._timers.time()
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._timer: Any = None
@@ -54,16 +55,9 @@ class TokenBucket:
         return self._rate
 
     @property
-    def burst_bytes(self) -> float:
-        """How much may pass at once after a pause."""
-        if self._given_burst is not None:
-            return self._given_burst
-        return max(_LEAST_BURST_BYTES, self._rate * _BURST_S)
-
-    @property
     def grain_bytes(self) -> int:
-        """How much to ask for at a time: 5 ms at the rate, within the burst, at most a slice."""
-        return max(1, int(min(SLICE_BYTES, self.burst_bytes, max(_LEAST_BURST_BYTES, self._rate * _GRAIN_S))))
+        """How much to ask for at a time: 1 ms at the rate, at least a packet, at most a slice."""
+        return int(min(SLICE_BYTES, max(_PACKET_BYTES, self._rate * _GRAIN_S)))
 
     def set_rate(self, rate_bytes_per_s: float) -> None:
         """Change the rate from now on; what waits goes on at the new one."""
@@ -74,14 +68,11 @@ class TokenBucket:
         self._serve()
 
     def take(self, count: int, granted: Callable[[], None]) -> bool:
-        """Ask for `count` bytes: True if they may pass now, else `granted` is called when they may.
-
-        More than the burst is granted when a whole burst is there, and paid for afterwards.
-        """
+        """Ask for `count` bytes: True if they may pass now, else `granted` is called when they may."""
         if not self._waiting:
             if not self._serving:
                 self._refill(bounded=True)
-            if self._rate > 0 and self._tokens >= min(count, self.burst_bytes) - _CRUMB_BYTES:
+            if self._rate > 0 and self._tokens >= count - _CRUMB_BYTES:
                 self._tokens -= count
                 return True
         self._waiting.append((count, granted))
@@ -104,7 +95,7 @@ class TokenBucket:
             self._timer.cancel()
             self._timer = None
         if self._waiting and self._rate > 0:
-            missing = min(self._waiting[0][0], self.burst_bytes) - self._tokens
+            missing = self._waiting[0][0] - self._tokens
             self._timer = self._timers.call_later(max(0.0, missing / self._rate), self._serve)
 
     def _serve(self) -> None:
@@ -114,7 +105,7 @@ class TokenBucket:
         try:
             while self._waiting and self._rate > 0:
                 count, granted = self._waiting[0]
-                if self._tokens < min(count, self.burst_bytes) - _CRUMB_BYTES:
+                if self._tokens < count - _CRUMB_BYTES:
                     break
                 self._waiting.popleft()
                 self._tokens -= count

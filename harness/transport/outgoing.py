@@ -146,6 +146,10 @@ class Outgoing(asyncio.BufferedProtocol):
             self._begin(transfer)
         return transfer
 
+    def pending(self) -> list[Transfer]:
+        """Return what is in flight, then what waits."""
+        return ([] if self._current is None else [self._current]) + list(self._queue)
+
     async def close(self) -> None:
         """Close the connection; what is not acknowledged is LOST. Wait until it is gone."""
         self._closing = True
@@ -204,6 +208,7 @@ class Outgoing(asyncio.BufferedProtocol):
                 size = min(SLICE_BYTES, self._parts[0].nbytes)
             else:
                 size = min(self._bucket.grain_bytes, self._parts[0].nbytes)
+                self._begins()  # what is on the wire counts from its first bit
                 if not self._bucket.take(size, self._granted):
                     self._taking = size
                     return
@@ -221,16 +226,20 @@ class Outgoing(asyncio.BufferedProtocol):
         if size < part.nbytes:
             self._parts.appendleft(part[size:])
             part = part[:size]
-        assert self._current is not None
-        if self._current.status == QUEUED:
-            self._current.status = SENDING
-            self._current.started_s = self._clock()
+        self._begins()
         if self._delay is None:
             self._write(part)
         else:
             self._line.append((self._delay.release(self._loop.time()), part))
             if self._line_timer is None:
                 self._line_timer = self._loop.call_at(self._line[0][0], self._arrive)
+
+    def _begins(self) -> None:
+        """The current message is on its way."""
+        assert self._current is not None
+        if self._current.status == QUEUED:
+            self._current.status = SENDING
+            self._current.started_s = self._clock()
 
     def _arrive(self) -> None:
         """Write what has been delayed long enough."""
@@ -288,7 +297,7 @@ class Outgoing(asyncio.BufferedProtocol):
         self._line_timer = self._stall_timer = None
         self._parts.clear()
         self._line.clear()
-        lost = ([] if self._current is None else [self._current]) + list(self._queue)
+        lost = self.pending()
         self._current = None
         self._queue.clear()
         for transfer in lost:

@@ -9,18 +9,16 @@ virtual time than the learned one.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
-from torch.utils._pytree import tree_iter
 
 from harness import experiment
 from harness.record import Recorder
+from harness.task.fingerprint import fingerprint
 from harness.task.models.blocks import HALVE, ConvBlock, Dense
 from harness.task.models.heads import Head
 from testbeds.virtual.config import Config
@@ -149,17 +147,9 @@ def _run(spec: experiment.RunSpec) -> tuple[list[tuple[str, int, str]], Any]:
 
     def evaluate(node: Any, label: str, scorer: Any, states: Any, round_index: int) -> None:  # noqa: ARG001
         if not driver.timing:
-            seen.append((label, round_index, _digest(states)))
+            seen.append((label, round_index, fingerprint(states)))
 
     driver.evaluate = evaluate  # type: ignore[method-assign]
     assert isinstance(spec.bed, Config)
     with pinned_threads(spec.bed.threads):
         return seen, driver.run(spec.method.ends)
-
-
-def _digest(states: Any) -> str:
-    digest = hashlib.sha256()
-    for leaf in tree_iter(states):
-        if isinstance(leaf, torch.Tensor):
-            digest.update(leaf.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

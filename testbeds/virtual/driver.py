@@ -17,6 +17,7 @@ from harness.message import Message
 from harness.node import Node, finish_role
 from harness.randomness import stream
 from harness.record import Recorder
+from harness.task.fingerprint import fingerprint
 from harness.testbed import Outcome
 from harness.topology import Topology
 from testbeds.virtual.channel import Channel
@@ -27,9 +28,13 @@ from testbeds.virtual.pool import Pool
 from testbeds.virtual.pricing import Prices
 from testbeds.virtual.processor import Processor
 from testbeds.virtual.settings import Machine, Options
+from testbeds.virtual.timed import TimedProcessor
 
 PATIENCE_RESTS = 10
 """After how many rests of the kernel (100,000 events each) without any role moving it is a deadlock."""
+
+_Scored = concurrent.futures.Future[tuple[dict[str, float], str]]
+"""Figures of quality, and the fingerprint of the weights they are of."""
 
 _FOR_OTHERS = (record.RECV, record.GATHER, record.JOIN, record.CHANNEL)
 
@@ -66,7 +71,10 @@ class VirtualDriver:
         self._hosts: dict[str, Host] = {}
         self._lost: set[str] = set()
         self._ledger = Ledger()
-        self._scores: deque[tuple[int, str, int, float, concurrent.futures.Future[dict[str, float]]]] = deque()
+        self._scores: deque[tuple[int, str, int, float, concurrent.futures.Future[tuple[dict[str, float], str]]]] = (
+            deque()
+        )
+        self.fingerprints: list[list[Any]] = []
         self._consumed = 0  # by nodes that have crashed since
         self._barriers = 0
         self._events_stuck = 0  # of the kernel since any node moved
@@ -83,6 +91,11 @@ class VirtualDriver:
     def general_sharing(self) -> bool:
         """Whether link sharing had to leave the fast star pattern."""
         return self._network.general
+
+    @property
+    def processors(self) -> list[Processor]:
+        """The processors of all nodes."""
+        return [host.processor for host in self._hosts.values()]
 
     # ---- primitives -----------------------------------------------------------------------------------------
 
@@ -133,20 +146,25 @@ class VirtualDriver:
         scores = self.pool.run(lambda: self._score(scorer, copies), None)
         self._scores.append((self.recorder.id(node.name), label, round_index, self.kernel.now, scores))
 
-    def _score(self, scorer: Any, states: tuple[Any, ...]) -> dict[str, float]:
-        """Score, one at a time (a scorer's modules hold one set of weights), and leave the generator as it was."""
+    def _score(self, scorer: Any, states: tuple[Any, ...]) -> tuple[dict[str, float], str]:
+        """Score and take the fingerprint of states, one at a time (a scorer's modules hold one set of weights).
+
+        The generator is left as it was.
+        """
         with self.pool.generator:
             outer = torch.get_rng_state()
             found: dict[str, float] = scorer.score(*states)
             torch.set_rng_state(outer)
-        return found
+        return found, fingerprint(states)
 
     def _write_scores(self, wait: bool) -> None:
         """Write the figures that are there, in the order in which they were asked for."""
         metric, ids = self.recorder.metric, self.recorder.id
         while self._scores and (wait or self._scores[0][-1].done()):
             node, label, round_index, at_s, scores = self._scores.popleft()
-            for name, value in scores.result().items():
+            figures, bits = scores.result()
+            self.fingerprints.append([self.recorder.names[node], label, round_index, bits])
+            for name, value in figures.items():
                 metric.append(metric.pack(node, ids(f"{label}/{name}"), round_index, at_s, value))
 
     def mark(self, node: Node, kind: int, name: str, number: int) -> None:
@@ -181,13 +199,13 @@ class VirtualDriver:
         """Open the channel to a peer: the links of the path, its latency and jitter."""
         dst = self._hosts[dst_name]
         a, b = src.machine, dst.machine
-        up, a_latency_s = (a.up, a.latency_s)
-        down, b_latency_s = (b.down, b.latency_s)
+        up, a_latency_s, a_jitter_s = a.up, a.latency_s, a.jitter_s
+        down, b_latency_s, b_jitter_s = b.down, b.latency_s, b.jitter_s
         if src.node.role == "edge" and dst.node.role == "device" and a.lan_up is not None:
-            up, a_latency_s = a.lan_up, a.lan_latency_s
+            up, a_latency_s, a_jitter_s = a.lan_up, a.lan_latency_s, a.lan_jitter_s
         if dst.node.role == "edge" and src.node.role == "device" and b.lan_down is not None:
-            down, b_latency_s = b.lan_down, b.lan_latency_s
-        jitter_s = float(np.hypot(a.jitter_s, b.jitter_s))
+            down, b_latency_s, b_jitter_s = b.lan_down, b.lan_latency_s, b.lan_jitter_s
+        jitter_s = float(np.hypot(a_jitter_s, b_jitter_s))
         delay = None
         if jitter_s:
             delay = _delays(stream(self.options.seed, src.name, dst_name, lane), jitter_s).__next__
@@ -270,7 +288,7 @@ class VirtualDriver:
     def add(self, name: str, role: Role, node_seed: int) -> Node:
         """Put a node into the run."""
         machine = self._machines[name]
-        processor = Processor(
+        settings = (
             name,
             self.kernel,
             self.recorder,
@@ -279,6 +297,10 @@ class VirtualDriver:
             self.pool,
             self.options.seed,
             self.options.compute_jitter,
+        )
+        timings = self.options.timings
+        processor = (
+            Processor(*settings) if timings is None else TimedProcessor(*settings, timings=timings.get(name, {}))
         )
         node = Node(name, self, self.topology, node_seed, machine.profile)
         self._hosts[name] = Host(
@@ -419,6 +441,7 @@ class VirtualDriver:
             unread=sum(mailbox.num_unread for mailbox in mailboxes),
             undelivered=self._ledger.undelivered,
             in_flight=len(in_flight) + len(delayed),
+            fingerprints=self.fingerprints,
             notes={"priced": len(self.prices.entries)},
         )
 

@@ -22,7 +22,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from testbeds.virtual.playback import Schedule
+    from testbeds._fleet.schedule import Schedule
 
 ROUNDING = 1e-9
 """A flow of which less than this share is left when a rate changes has its last byte at that moment."""

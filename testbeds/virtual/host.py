@@ -14,11 +14,11 @@ from harness.errors import PeerLost, ProtocolError
 from harness.message import LANES, Message, check_frozen, freeze
 from harness.node import Node
 from harness.record import Recorder
+from harness.transport.wire import wire_bytes
 from testbeds.virtual.channel import Channel
 from testbeds.virtual.kernel import Activity, Future, Kernel
 from testbeds.virtual.processor import Processor
 from testbeds.virtual.settings import Machine, Options
-from testbeds.virtual.wire import wire_bytes
 
 Role = Callable[[Node], Coroutine[Any, Any, None]]
 

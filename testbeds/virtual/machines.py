@@ -9,18 +9,11 @@ from pathlib import Path
 
 from harness.topology import SERVER, Topology
 from profiles import library
-from profiles.device import DeviceProfile
-from profiles.network import NetworkProfile
-from testbeds.virtual import recorded
+from testbeds._fleet.links import Cell, NodeLink, node_links
+from testbeds._fleet.recorded import Way
 from testbeds.virtual.config import Config
 from testbeds.virtual.fair import Link
-from testbeds.virtual.sections import Link as LinkConfig
 from testbeds.virtual.settings import Machine
-
-
-def topology(config: Config) -> Topology:
-    """Return the names of all nodes; devices are numbered through their groups."""
-    return Topology.numbered(config.num_devices, config.edges.count if config.edges is not None else 0)
 
 
 def machines(config: Config, nodes: Topology, seed: int = 0, data_root: Path | None = None) -> dict[str, Machine]:
@@ -33,97 +26,56 @@ def machines(config: Config, nodes: Topology, seed: int = 0, data_root: Path | N
     Raises:
         ProfileError: an unknown profile, a trace that cannot be read.
     """
-    builder = _Builder(seed, data_root)
+    links = node_links(config, nodes, seed, data_root)
     found: dict[str, Machine] = {}
-    peers = len(nodes.devices) + len(nodes.edges)
     names = iter(nodes.devices)
-    media: dict[tuple[str, str | None], Link] = {}
-    for position, group in enumerate(config.devices):
+    media: dict[Cell, Link] = {}
+    for group in config.devices:
         profile = library.device(group.profile)
-        network = group.network or config.network
-        rate = _medium_rate(network, group.medium or config.medium)
         for _ in range(group.count):
             name = next(names)
-            machine = builder.machine(name, profile, network, degree=1 + bool(nodes.edges))
-            if rate is not None:
-                # one cell per network and edge: what is the same network elsewhere is another access point
-                own = network if isinstance(network, str) else f"devices[{position}]" if group.network else "network"
-                cell = (own, nodes.edge_of.get(name))
-                if cell not in media:
-                    media[cell] = Link(".".join(filter(None, (*cell, "medium"))), rate, 2 * len(nodes.devices) + 2)
-                machine = _on_medium(machine, media[cell])
-            found[name] = machine
+            given = links[name]
+            found[name] = Machine(profile, *_pair(name, given, 1 + bool(nodes.edges)), given.latency_s, given.jitter_s)
+            if given.cell is not None:
+                if given.cell not in media:
+                    media[given.cell] = Link(given.cell.name, given.cell.bps / 8, 2 * len(nodes.devices) + 2)
+                found[name] = _on_medium(found[name], media[given.cell])
     if config.edges is not None:
         profile = library.device(config.edges.profile)
         for name in nodes.edges:
-            wan = builder.machine(name, profile, config.edges.network, degree=1)
-            lan = builder.machine(f"{name}.lan", profile, config.edges.lan, degree=len(nodes.devices_of(name)))
+            given = links[name]
+            assert given.lan is not None
             found[name] = Machine(
-                profile, wan.up, wan.down, wan.latency_s, wan.jitter_s, lan.up, lan.down, lan.latency_s
+                profile,
+                *_pair(name, given, 1),
+                given.latency_s,
+                given.jitter_s,
+                *_pair(f"{name}.lan", given.lan, len(nodes.devices_of(name))),
+                given.lan.latency_s,
+                given.lan.jitter_s,
             )
-    server = library.device(config.server.profile)
-    found[SERVER] = builder.machine(SERVER, server, config.server.network, degree=peers)
+    given = links[SERVER]
+    ends = _pair(SERVER, given, len(nodes.devices) + len(nodes.edges))
+    found[SERVER] = Machine(library.device(config.server.profile), *ends, given.latency_s, given.jitter_s)
     if media:
         _drop_wide_links(found, nodes)
     return found
 
 
-class _Builder:
-    """Nodes on networks, with the traces that they draw from the seed."""
-
-    def __init__(self, seed: int, data_root: Path | None) -> None:
-        self._seed = seed
-        self._data_root = data_root
-
-    def machine(self, name: str, profile: DeviceProfile, network: str | LinkConfig, degree: int) -> Machine:
-        """Return a node on one network; a named network is capped by what the board's own interface carries."""
-        if isinstance(network, LinkConfig):
-            up, down = (self._link(name, network, way, degree) for way in recorded.WAYS)
-            return Machine(profile, up, down, network.latency_s, network.jitter_s)
-        known = library.network(network)
-        up_bps, down_bps = _capped(known, profile)
-        return Machine(
-            profile,
-            Link(f"{name}.up", up_bps / 8, degree),
-            Link(f"{name}.down", down_bps / 8, degree),
-            known.latency_s,
-            known.jitter_s,
-        )
-
-    def _link(self, name: str, network: LinkConfig, way: recorded.Way, degree: int) -> Link:
-        schedule = recorded.schedule(network, way, name, self._seed, self._data_root)
-        if schedule is None:
-            bps = network.up_bps if way == "up" else network.down_bps
-            return Link(f"{name}.{way}", (bps or inf) / 8, degree)
-        link = Link(f"{name}.{way}", schedule.trace.mean_bps / 8, degree)
-        if network.playback == "trace" and not schedule.trace.constant:
-            link.schedule = schedule
-        return link
+def _pair(name: str, given: NodeLink, degree: int) -> tuple[Link, Link]:
+    """Return the two directions of a node's link, up and down."""
+    up = Link(f"{name}.up", _rate(given.up_bps), degree)
+    down = Link(f"{name}.down", _rate(given.down_bps), degree)
+    up.schedule, down.schedule = given.up, given.down
+    return up, down
 
 
-def _capped(network: NetworkProfile, profile: DeviceProfile) -> tuple[float, float]:
-    """Return bits per second up and down of a board on a named network."""
-    caps = (profile.wifi_bps, profile.wifi_bps)
-    if network.technology.startswith("Ethernet"):
-        caps = (profile.nic_up_bps, profile.nic_down_bps)
-    elif not network.technology.startswith("Wi-Fi"):
-        caps = (None, None)
-    return min(network.up_bps, caps[0] or inf), min(network.down_bps, caps[1] or inf)
+def _rate(bps: float | None) -> float:
+    """Return bytes per second."""
+    return inf if bps is None else bps / 8
 
 
 # ---- the shared medium -------------------------------------------------------------------------------------------
-
-
-def _medium_rate(network: str | LinkConfig, medium: str | None) -> float | None:
-    """Return the bytes per second that all on a network share, up and down together; None if they share nothing."""
-    if isinstance(network, LinkConfig):
-        if medium != "shared":
-            return None
-        return max(network.up_bps or inf, network.down_bps or inf) / 8
-    known = library.network(network)
-    if medium == "separate" or (medium is None and not known.shared_medium):
-        return None
-    return max(known.up_bps, known.down_bps) / 8
 
 
 def _on_medium(machine: Machine, medium: Link) -> Machine:
@@ -155,7 +107,7 @@ def _drop_wide_links(found: dict[str, Machine], nodes: Topology) -> None:
         )
 
 
-def _most(devices: Iterable[Machine], way: recorded.Way) -> float:
+def _most(devices: Iterable[Machine], way: Way) -> float:
     """Return the most bytes per second that devices can send (up) or receive (down) at once: a medium counts once."""
     media = {device.medium: device.medium.rate for device in devices if device.medium is not None}
     alone = (device.up if way == "up" else device.down for device in devices if device.medium is None)

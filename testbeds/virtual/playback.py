@@ -7,19 +7,10 @@ link, it is not: so a schedule neither keeps a run alive in which nobody can mov
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from profiles.trace import RateTrace
+from testbeds._fleet.schedule import Schedule
 from testbeds.virtual.kernel import Kernel
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A trace as one link plays it: at virtual time t the link has the trace's rate at `offset_s` + t."""
-
-    trace: RateTrace
-    offset_s: float = 0.0
 
 
 class Playback:

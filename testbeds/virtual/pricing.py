@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_iter
 
+from harness.cost.key import Key, digest
 from harness.cost.key import key as price_key
 from harness.cost.key import name as price_name
 from harness.cost.trace import Tracer, trace
@@ -22,9 +23,11 @@ from profiles.price import Price, price
 class Entry:
     """One priced computation: its work, and its value when nothing is really computed."""
 
-    __slots__ = ("_prices", "batch", "name", "plain", "samples", "value", "work")
+    __slots__ = ("_digest", "_key", "_prices", "batch", "name", "plain", "samples", "value", "work")
 
-    def __init__(self, name: str, work: Work, value: Any, plain: bool, samples: int, batch: int = 0) -> None:
+    def __init__(self, key: Key, name: str, work: Work, value: Any, plain: bool, samples: int, batch: int = 0) -> None:
+        self._key = key
+        self._digest = ""
         self.name = name
         self.work = work
         self.value = value
@@ -32,6 +35,13 @@ class Entry:
         self.samples = samples  # training samples in the mini-batches it is given
         self.batch = batch  # samples that it computes on, as far as its arguments tell
         self._prices: dict[int, Price] = {}
+
+    @property
+    def digest(self) -> str:
+        """What names the computation in every process (harness.cost.key); found once for all nodes."""
+        if not self._digest:
+            self._digest = digest(self._key)
+        return self._digest
 
     def price(self, profile: DeviceProfile) -> Price:
         """Return what it costs on a profile; found once for every profile of the run."""
@@ -55,7 +65,8 @@ class Prices:
 
     def put(self, fn: Callable[..., Any], args: tuple[Any, ...], work: Work) -> None:
         """Give `fn(*args)` a known amount of work instead of tracing it; its value is None in timing mode."""
-        self.entries[price_key(fn, args)] = Entry(price_name(fn), work, None, False, 0)
+        key = price_key(fn, args)
+        self.entries[key] = Entry(key, price_name(fn), work, None, False, 0)
 
     def trace(self, fn: Callable[..., Any], args: tuple[Any, ...], steers: bool) -> tuple[Entry, Any]:
         """Run `fn(*args)` under the tracer; return its new entry and its value.
@@ -90,7 +101,7 @@ class Prices:
         )
         samples = sum(arg.samples for arg in args if isinstance(arg, Batch))
         entry = self.entries[key] = Entry(
-            name, work, value if self.timing else None, plain, samples, samples or _batch_size(args)
+            key, name, work, value if self.timing else None, plain, samples, samples or _batch_size(args)
         )
         return entry, value
 

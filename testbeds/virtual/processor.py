@@ -33,11 +33,11 @@ class Job(Future):
     activity: Activity
     begun: float
     due: float
-    priced: _Priced
+    priced: Priced
     running: Any  # concurrent.futures.Future of the value, None where it is there from the start
 
 
-class _Priced(NamedTuple):
+class Priced(NamedTuple):
     """What a computation costs on this node."""
 
     duration_s: float
@@ -92,7 +92,7 @@ class Processor:
         self._kernel = kernel
         self._prices = prices
         self._timing = prices.timing
-        self._known: dict[Any, _Priced] = {}
+        self._known: dict[Any, Priced] = {}
         self._running: Job | None = None
         self._queue: deque[tuple[Job, Callable[..., Any], tuple[Any, ...], Callable[[], Any] | None]] = deque()
         self._kept_bytes = 0
@@ -102,7 +102,7 @@ class Processor:
         self._pack: Callable[..., bytes] = recorder.compute.pack
         self._factor = _factors(named_stream(seed, name, "jitter"), jitter).__next__ if jitter else None
         self._seed = seed
-        self._last: dict[Any, tuple[Any, Any, tuple[Any, ...], _Priced]] = {}
+        self._last: dict[Any, tuple[Any, Any, tuple[Any, ...], Priced]] = {}
 
     def execute(self, fn: Callable[..., Any], args: tuple[Any, ...], stand_in: Callable[[], Any] | None) -> Job:
         """Queue `fn(*args)`; the job is done when its price has passed."""
@@ -134,7 +134,7 @@ class Processor:
         self._begin(job, fn, args, stand_in)
         return job
 
-    def _recall(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> _Priced | None:
+    def _recall(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> Priced | None:
         """Return what is known of `fn(*args)`; at once if the last call was of the same method on the same shapes."""
         if type(fn) is MethodType:
             owner = fn.__self__
@@ -199,10 +199,10 @@ class Processor:
         kernel.serial += 1  # Kernel.at, written out
         heappush(kernel.heap, (due, kernel.serial, self._end, job))
 
-    def _priced(self, entry: Entry) -> _Priced:
+    def _priced(self, entry: Entry) -> Priced:
         """Put a price on a computation that is new to this node."""
         work, price = entry.work, entry.price(self.profile)
-        return _Priced(
+        return Priced(
             price.seconds,
             self._recorder.id(entry.name),
             work.flops,

@@ -14,13 +14,17 @@ from harness.record import Recorder
 from harness.run import Progress, role, workload
 from harness.task.task import Workload
 from harness.testbed import NodeInfo, Outcome
+from testbeds._fleet import timings
+from testbeds._fleet.links import topology
+from testbeds._fleet.recorded import resolved
 from testbeds.virtual.config import Config
 from testbeds.virtual.driver import VirtualDriver
-from testbeds.virtual.machines import machines, topology
+from testbeds.virtual.machines import machines
 from testbeds.virtual.pool import default_workers
 from testbeds.virtual.presence import Presence
 from testbeds.virtual.recorded import availability
 from testbeds.virtual.settings import Machine, Options
+from testbeds.virtual.timed import coverage
 
 
 def build(
@@ -43,6 +47,7 @@ def build(
         backlog_bytes=int(config.backlog_mib * 2**20),
         workers=config.workers or default_workers(config.threads),
         threads=config.threads,
+        timings=None if config.timings is None else timings.read(resolved(config.timings, data_root)),
     )
     load = workload(spec, nodes, data_root)
     driver = VirtualDriver(nodes, found, recorder, options)
@@ -86,6 +91,8 @@ def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progre
     outcome.notes |= {"sharing": sharing, "threads": spec.bed.threads, "freed_memory": "kept" if kept else "default"}
     if spec.mode == "learn":
         outcome.notes["workers"] = driver.pool.workers
+    if spec.bed.timings is not None:
+        outcome.notes["timings"] = coverage(driver.processors)
     outcome.partition = load.parts
     outcome.histogram = load.histogram
     return outcome

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from harness.transport.wire import Framing
 from profiles.device import DeviceProfile
+from testbeds._fleet.timings import Timing
 from testbeds.virtual.channel import BACKLOG_BYTES
 from testbeds.virtual.fair import Link
-from testbeds.virtual.wire import Framing
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Machine:
     lan_up: Link | None = None
     lan_down: Link | None = None
     lan_latency_s: float = 0.0
+    lan_jitter_s: float = 0.0
     medium: Link | None = None
 
 
@@ -42,3 +45,4 @@ class Options:
     check_payloads: bool = True
     workers: int = 1
     threads: int = 1
+    timings: Mapping[str, Mapping[str, Timing]] | None = None

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from harness.cost.key import key, name, structure
+from harness import method
+from harness.cost.key import digest, key, name, structure
 from harness.errors import ProtocolError
+
+ROOT = Path(__file__).parents[3]
 
 
 def compute(*args: Any) -> None:
@@ -147,3 +156,66 @@ def test_an_argument_without_a_signature_is_refused(value: Any):
 
 def test_names_are_those_of_the_functions():
     assert (name(compute), name(Block("x").step), name(torch.relu)) == ("compute", "step", "relu")
+
+
+# ---- digests --------------------------------------------------------------------------------------------------------
+
+MIXED = (0.5, True, None, 3, "three", [torch.zeros(2, 3)], {"w": torch.zeros(4, dtype=torch.int64)})
+
+
+def test_a_digest_is_the_same_in_every_process():
+    """Also where strings hash otherwise."""
+    script = (
+        "import torch; from harness.cost.key import digest, key\n"
+        f"mixed = {MIXED[:-2]!r} + ([torch.zeros(2, 3)], {{'w': torch.zeros(4, dtype=torch.int64)}})\n"
+        "print(digest(key(torch.relu, mixed)))"
+    )
+    here = digest(key(torch.relu, MIXED))
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == here, done.stderr
+    assert re.fullmatch("[0-9a-f]{16}", here)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_digest_is_the_same_with_and_without_values(device: str):
+    tensors = [torch.zeros(2, 3, device=device), torch.zeros(4, device=device, requires_grad=True)]
+    assert digest(key(compute, (tensors,))) == digest(
+        key(compute, ([torch.ones(2, 3), torch.ones(4, requires_grad=True)],))
+    )
+
+
+def test_different_keys_have_different_digests():
+    values: list[Any] = [0, 1, True, False, None, 1.5, "1", "", "None", (1,), ((1,),), (1, 1), (), [()], {"a": 1}]
+    values += [torch.zeros(1), torch.zeros(1, 1), torch.zeros(1, dtype=torch.float16), Block("1 "), "(1,1)", "1,1"]
+    keys = [
+        key(fn, (value,)) for fn in (compute, len, torch.relu, Block("b").step, Block("c").step) for value in values
+    ]
+    assert len({digest(found) for found in keys}) == len(set(keys)) > 90
+
+
+def test_functions_of_one_name_in_two_modules_have_different_digests():
+    found = set()
+    for name_ in ("one", "two"):
+        module = types.ModuleType(name_)
+        exec("def step(): pass", module.__dict__)
+        found.add(digest(key(module.step, ())))
+    assert len(found) == 2
+
+
+def test_where_a_users_file_lies_is_no_part_of_the_digest(tmp_path: Path):
+    source = "async def device(node, task, config): ...\ndef step(): ...\nclass Config(MethodConfig): ...\n"
+    source = f"from harness.method import MethodConfig\n{source}ROLES = {{'device': device}}\nENDS = 'device'\n"
+    found = []
+    for path in (tmp_path / "here" / "mine.py", tmp_path / "there" / "mine.py", tmp_path / "yours.py"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(source)
+        module = sys.modules[method.load(str(path)).roles["device"].__module__]
+        found.append(digest(key(module.step, ())))
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_signature_that_another_process_cannot_have_is_refused():
+    odd = Block(object())  # type: ignore[arg-type]
+    with pytest.raises(ProtocolError, match=r"signature <object object .* make it a string"):
+        digest(key(odd.step, ()))

@@ -91,6 +91,16 @@ def test_a_pause_earns_one_burst_and_no_more() -> None:
     assert sender.sent == 50
 
 
+def test_without_a_burst_a_pause_earns_nothing() -> None:
+    clock = Clock()
+    bucket = TokenBucket(1000.0, timers=clock)
+    clock.run(clock.now_s + 60.0)
+    began_s, granted = clock.now_s, []
+    assert not bucket.take(200, lambda: granted.append(clock.now_s))
+    clock.run(clock.now_s + 1.0)
+    assert granted == [pytest.approx(began_s + 0.2, abs=0.002)]
+
+
 def test_the_rate_changes_while_somebody_waits_and_zero_is_an_outage() -> None:
     clock = Clock()
     bucket = TokenBucket(1000.0, burst_bytes=10, timers=clock)
@@ -118,7 +128,7 @@ def test_what_is_forgotten_costs_nothing() -> None:
     assert (gone.sent, here.sent) == (100, 1000)
 
 
-@pytest.mark.parametrize("arguments", [(-1.0,), (1.0, 0.0)])
+@pytest.mark.parametrize("arguments", [(-1.0,), (1.0, -1.0)])
 def test_impossible_buckets_are_refused(arguments: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="nothing pass"):
         TokenBucket(*arguments, timers=Clock())

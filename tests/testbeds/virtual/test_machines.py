@@ -14,9 +14,10 @@ from test_network import ends_of
 from harness.node import Node
 from harness.topology import SERVER
 from profiles import library
+from testbeds._fleet.links import topology
 from testbeds.virtual.config import Config
 from testbeds.virtual.fair import Link
-from testbeds.virtual.machines import machines, topology
+from testbeds.virtual.machines import machines
 from testbeds.virtual.settings import Machine
 
 

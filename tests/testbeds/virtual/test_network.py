@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from math import inf
 from typing import Any
@@ -251,3 +252,23 @@ def test_a_device_sends_to_edge_and_server_at_once():
     bench = run({"device-0": device, "edge-0": edge, "server": server}, three_tiers(), edge_of={"device-0": "edge-0"})
     assert bench.driver.general_sharing
     assert inf not in bench.arrivals()
+
+
+@pytest.mark.parametrize(("jittery", "late"), [("jitter_s", "server"), ("lan_jitter_s", "device-0")])
+def test_the_jitter_of_an_edge_is_that_of_the_network_it_sends_on(jittery: str, late: str):
+    """Without jitter 2.75 s to the device over the LAN, 9 s to the server over the WAN."""
+
+    async def edge(node: Node) -> None:
+        await node.send("device-0", "x", letter(64))
+        await node.send(SERVER, "x", letter(64))
+
+    async def receiver(node: Node) -> None:
+        await node.recv("x")
+
+    machines = three_tiers()
+    machines["edge-0"] = replace(machines["edge-0"], **{jittery: 0.125})
+    bench = run({"device-0": receiver, "edge-0": edge, "server": receiver}, machines, edge_of={"device-0": "edge-0"})
+    took = {row["dst"]: row["arrived_s"] - row["posted_s"] for row in bench.rows("transfer")}
+    exact = {"device-0": 2.75, "server": 9.0}
+    assert {name for name in exact if took[name] != exact[name]} == {late}
+    assert took[late] > exact[late]

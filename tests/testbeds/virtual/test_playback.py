@@ -20,11 +20,11 @@ from harness.errors import DeadlockError
 from harness.node import Node
 from harness.topology import SERVER
 from profiles.trace import RateTrace
+from testbeds._fleet.schedule import Schedule
 from testbeds.virtual import driver, kernel
 from testbeds.virtual.fair import Flow, Link
 from testbeds.virtual.kernel import Kernel
 from testbeds.virtual.network import Network
-from testbeds.virtual.playback import Schedule
 from testbeds.virtual.settings import Machine
 
 Steps = list[tuple[int, int]]

@@ -1,4 +1,4 @@
-"""testbeds/virtual/wire.py: bytes of framing, by the formula and by hand."""
+"""harness/transport/wire.py: bytes of framing, by the formula and by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbeds.virtual.wire import wire_bytes
+from harness.transport.wire import wire_bytes
 
 
 @pytest.mark.parametrize(

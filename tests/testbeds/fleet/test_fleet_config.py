@@ -1,4 +1,4 @@
-"""testbeds/virtual/config.py: which profiles a section is made with, and what of them counts."""
+"""testbeds/_fleet/config.py: which profiles a section is made with, and what of them counts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from profiles import library
-from testbeds.virtual.config import Config
+from testbeds._fleet.config import Fleet
 
 PI = {"profile": "rpi-4-4g"}
 
 
 def used(**section: Any) -> list[str]:
-    return list(Config(**section).profiles())
+    return list(Fleet(**section).profiles())
 
 
 def test_the_profiles_of_a_section_are_those_that_nodes_are_made_with() -> None:
@@ -50,7 +50,7 @@ def test_the_profiles_of_a_section_are_those_that_nodes_are_made_with() -> None:
 def test_a_profile_is_another_one_when_its_figures_change(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], counts: bool
 ) -> None:
-    config = Config(devices=[PI])  # type: ignore[list-item]
+    config = Fleet(devices=[PI])  # type: ignore[list-item]
     before = config.profiles()
     real = library.device
     changed = replace(real("rpi-4-4g"), **change)
@@ -61,7 +61,7 @@ def test_a_profile_is_another_one_when_its_figures_change(
 
 
 def test_a_network_is_another_one_when_its_rate_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = Config(devices=[PI], network="lte")  # type: ignore[list-item]
+    config = Fleet(devices=[PI], network="lte")  # type: ignore[list-item]
     before = config.profiles()
     slower = replace(library.network("lte"), up_bps=1.0)
     real = library.network

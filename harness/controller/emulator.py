@@ -1,0 +1,87 @@
+"""What a testbed does for a run: it gives the workers their processes, and slows them and their links down."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.worker.job import LinkJob
+
+Measure = Callable[[], Awaitable[float]]
+"""Times a step in the worker, now; real seconds."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a node is to be, in seconds and bits per second of the run.
+
+    Attributes:
+        up_bps, down_bps: of its link, TCP/IP headers included; None = as fast as it is.
+        latency_s: its share of a one-way latency.
+        step_s: a step of the whole model; None = as fast as it is.
+        limited_by: what holds it back, for the record ("pacing", "quota", ...).
+    """
+
+    up_bps: float | None = None
+    down_bps: float | None = None
+    latency_s: float = 0.0
+    step_s: float | None = None
+    limited_by: str = ""
+
+
+class Emulator(Protocol):
+    """One testbed, for one run.
+
+    Attributes:
+        host: the address at which the controller listens for its workers.
+    """
+
+    host: str
+
+    async def open(self, keys: Path) -> None:
+        """Make what the run needs before its workers.
+
+        Raises:
+            TestbedError: it cannot be had here.
+        """
+        ...
+
+    async def start(self, name: str, incarnation: int, port: int) -> None:
+        """Start a worker, unthrottled; it will join the controller at `port`."""
+        ...
+
+    def link(self, name: str) -> LinkJob:
+        """Return what of the node's link the transport has to emulate."""
+        ...
+
+    def target(self, name: str) -> Target: ...
+
+    async def throttle(self, name: str, measure: Measure) -> None:
+        """From here on the node is as slow as its device."""
+        ...
+
+    async def begin(self, in_s: float) -> None:
+        """The run starts in so many real seconds."""
+        ...
+
+    async def relax(self, name: str) -> None:
+        """The run is over; what a node still does is not measured."""
+        ...
+
+    async def kill(self, name: str) -> None:
+        """End a worker, whatever state it is in."""
+        ...
+
+    def gone(self) -> dict[str, str]:
+        """Return the workers that have exited by themselves, and how: "was killed by signal 9"."""
+        ...
+
+    def notes(self) -> dict[str, Any]:
+        """Return what throttled what, and what it did, for the run's record."""
+        ...
+
+    async def close(self) -> None:
+        """Remove everything that was made, whatever happened."""
+        ...

@@ -1,0 +1,64 @@
+"""`python -m harness.worker`: one node's process; see harness.worker.session."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import AmmeterError
+from harness.management.connection import ConnectionGone, dial
+from harness.worker.session import CONTROLLER, LEFT_ALONE, Place, Session
+
+JOIN_S = 60.0
+_PR_SET_NAME = 15
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Join the controller and do what it says; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m harness.worker", description=__doc__)
+    parser.add_argument("--name", required=True, help="the node's name, as in its certificate")
+    parser.add_argument("--controller", required=True, metavar="HOST:PORT", help="where the controller listens")
+    parser.add_argument("--keys", required=True, type=Path, help="folder with NAME.pem, NAME.key and authority.pem")
+    parser.add_argument("--listen", default="127.0.0.1", help="this node's address on the data network")
+    parser.add_argument("--incarnation", type=int, default=0, help="how often the node has been restarted")
+    args = parser.parse_args(arguments)
+    host, _, port = args.controller.rpartition(":")
+    _call_process(args.name)
+    place = Place(args.name, args.keys, args.listen, args.incarnation)
+    try:
+        asyncio.run(live(place, host, int(port)))
+    except AmmeterError as error:
+        print(f"{args.name}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _call_process(name: str) -> None:
+    """Let tools that list processes show the node's name."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
+
+
+async def live(place: Place, host: str, port: int) -> None:
+    """Be one worker from its joining to its end. One whose controller is gone leaves the process at once.
+
+    Raises:
+        TransportError: there is no controller.
+    """
+    connection = await dial(place.name, CONTROLLER, host, port, place.keys, JOIN_S)
+    try:
+        await Session(place, connection).live()
+    except ConnectionGone as error:
+        print(f"{place.name}: {error}", file=sys.stderr, flush=True)
+        os._exit(LEFT_ALONE)  # whatever is still being computed
+    connection.close()
+    await connection.wait_closed()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

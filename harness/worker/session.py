@@ -1,0 +1,365 @@
+"""A worker's life: join the controller, be dealt a run, take part in it, send the records home.
+
+The controller speaks, the worker does; what it says by itself are heartbeats with its newest rows, peers it cannot
+reach, the end of its role, and its failure. Management and data are networks of their own. A worker whose controller is
+gone leaves at once: nobody would read what it measures.
+
+    hello -> job -> prepared -> peers -> connected -> (ping, probe_link, probe_step, rates) -> start -> beats ...
+          -> role_over -> stop -> stopped -> score -> report -> bye
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import experiment
+from harness.allocator import keep_freed_memory
+from harness.errors import AmmeterError, TestbedError, TransportError
+from harness.management.connection import Connection, ConnectionGone
+from harness.management.note import Note
+from harness.node import Node
+from harness.record import PEAK_MEMORY
+from harness.run import role, workload
+from harness.task.fingerprint import fingerprint
+from harness.task.task import Workload
+from harness.transport.limiter import TokenBucket
+from harness.validation import validated
+from harness.worker.clock import RunClock
+from harness.worker.driver import WallDriver
+from harness.worker.job import Job, LinkJob
+from harness.worker.network import Limits, Network, Peer
+from harness.worker.processor import Processor
+from harness.worker.rehearsal import Rehearsal
+from harness.worker.rows import Rows
+
+CONTROLLER = "controller"
+"""The controller's name in its certificate."""
+
+BEAT_S = 0.5
+CHUNK_BYTES = 2**22
+_CLOSE_S = 5.0
+LEFT_ALONE = 3
+"""Exit status of a worker whose controller is gone."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs.
+
+    Attributes:
+        keys: folder of its certificates.  listen: its address on the data network.
+        incarnation: how often the node has been restarted.
+    """
+
+    name: str
+    keys: Path
+    listen: str
+    incarnation: int
+
+
+class Session:
+    """One worker's part in one run."""
+
+    def __init__(self, place: Place, connection: Connection) -> None:
+        self._place = place
+        self._connection = connection
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._done = asyncio.Event()
+        self._job: Job
+        self._load: Workload
+        self._run_role: Callable[[Node], Coroutine[Any, Any, None]]
+        self._clock: RunClock
+        self._rows = Rows()
+        self._driver: WallDriver
+        self._network: Network
+        self._processor: Processor
+        self._rehearsal: Rehearsal
+        self._started = False
+        self._cpu_s = 0.0
+
+    async def live(self) -> None:
+        """Do what the controller says until it says bye.
+
+        Raises:
+            ConnectionGone: the controller has left without it.
+        """
+        self._connection.send(
+            "hello",
+            incarnation=self._place.incarnation,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            python=sys.version.split()[0],
+            torch=str(torch.__version__),
+        )
+        try:
+            while not self._done.is_set():
+                note = await self._connection.receive()
+                handle = getattr(self, f"_on_{note.kind}", None)
+                if handle is None:
+                    raise TransportError(f"{self._place.name}: the controller says {note.kind!r}, which nobody knows")
+                try:
+                    result = handle(note)
+                    if asyncio.iscoroutine(result):
+                        await result
+                except ConnectionGone:
+                    raise
+                except Exception as error:
+                    self._say_failure(error, f"doing {note.kind!r}")
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _keep(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _say_failure(self, error: BaseException, where: str) -> None:
+        known = isinstance(error, AmmeterError)
+        self._connection.send(
+            "failed",
+            error=type(error).__name__ if known else "",
+            message=str(error) if known else f"{type(error).__name__}: {error}",
+            where=where,
+            traceback="" if known else "".join(traceback.format_exception(type(error), error, error.__traceback__)),
+        )
+
+    # ---- before the run -------------------------------------------------------------------------------------
+
+    def _on_job(self, note: Note) -> None:
+        """Build the run's task and everything below the node."""
+        place = self._place
+        job = self._job = validated(Job, note.fields, f"{place.name}: job")
+        torch.set_num_threads(job.threads)
+        root = None if job.data_root is None else Path(job.data_root)
+        spec = experiment.from_resolved(job.spec, root)
+        if spec.id != job.run_id:
+            raise TestbedError(
+                f"{place.name}: the run is {spec.id} here and {job.run_id} at the controller: other code, profiles or "
+                "files; give both the same version"
+            )
+        nodes = job.topology
+        number = nodes.names.index(place.name)
+        clock = self._clock = RunClock(job.dilation)
+        keep_freed_memory()
+        self._load = workload(spec, nodes, root)
+        self._run_role = role(spec, self._load, nodes.role(place.name))
+        driver = self._driver = WallDriver(place.name, number, len(nodes.names), clock, self._rows)
+        network = driver.network = self._network = Network(
+            place.name,
+            number,
+            len(nodes.names),
+            place.incarnation,
+            clock,
+            self._rows,
+            driver,
+            keys=place.keys if job.tls else None,
+            framing="tls" if job.tls else "tcp",
+            backlog_bytes=job.backlog_bytes,
+            stall_s=job.stall_s,
+            deliver=driver.deliver,
+            unreachable=lambda peer, why: self._connection.send("unreachable", peer=peer, why=why),
+            failed=driver.fail,
+            stranger=lambda what: self._connection.send("stranger", what=what),
+        )
+        network.limits = _limits(job.link)
+        pace = spec.testbed.pace(spec.bed, nodes, place.name) if job.paced else None
+        self._processor = driver.processor = Processor(place.name, spec.seed, clock, self._rows, driver, pace)
+        driver.node = Node(place.name, driver, nodes, spec.seed)
+        driver.node.incarnation = place.incarnation
+        self._rehearsal = Rehearsal(self._load)
+        self._keep(self._prepare())
+
+    async def _prepare(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, self._rehearsal.warm_up)
+            port = await self._network.open(self._place.listen)
+        except Exception as error:
+            self._say_failure(error, "getting ready")
+            return
+        self._connection.send("prepared", host=self._place.listen, port=port)
+
+    async def _on_peers(self, note: Note) -> None:
+        """Know where everybody is, and open the channels to those named."""
+        for name, (host, port, incarnation) in note.get("peers", dict).items():
+            self._network.peers[name] = Peer(host, port, incarnation)
+        for name in note.get("lost", list):
+            self._network.lost.add(name)
+            assert self._driver.node is not None
+            self._driver.node.absent.add(name)
+        self._keep(self._connect(note.get("connect", list)))
+
+    async def _connect(self, names: list[str]) -> None:
+        try:
+            await self._network.connect(names)
+        except TransportError as error:
+            self._say_failure(error, "connecting to its peers")
+        else:
+            self._connection.send("connected")
+
+    def _on_ping(self, note: Note) -> None:
+        self._connection.send("pong", sent_s=note.get("sent_s", float), here_s=time.monotonic())
+
+    def _on_probe_link(self, note: Note) -> None:
+        self._keep(self._probe_link(note.get("to", str), note.get("bytes", int), note.get("warm_bytes", int)))
+
+    async def _probe_link(self, to: str, size: int, warm_bytes: int) -> None:
+        """Measure the way to a peer: a bulk after what fills its queues, and small ones there and back."""
+        payloads = [torch.zeros(warm_bytes, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)]
+        payloads += [torch.zeros(1, dtype=torch.uint8)] * 5
+        try:
+            sent = await self._network.probe(to, payloads)
+        except TransportError as error:
+            self._say_failure(error, "probing its links")
+            return
+        bulk, small = sent[1], sent[2:]
+        self._connection.send(
+            "probed",
+            to=to,
+            bytes=bulk.frame_bytes,
+            seconds=bulk.arrived_s - bulk.first_byte_s,
+            round_trip_s=min(transfer.acknowledged_s - transfer.started_s for transfer in small),
+        )
+
+    def _on_probe_step(self, note: Note) -> None:
+        self._keep(self._probe_step(note.get("steps", int)))
+
+    async def _probe_step(self, steps: int) -> None:
+        """Time steps of the whole model, on the processor and as slow as it is; the first is not counted."""
+        try:
+            trainer, batch = self._rehearsal.trainer, self._rehearsal.batch()
+            seconds = [await self._processor.rehearse(trainer.step, batch) for _ in range(steps + 1)]
+        except Exception as error:
+            self._say_failure(error, "timing its step")
+            return
+        self._connection.send("stepped", seconds=seconds[1:])
+
+    # ---- the run --------------------------------------------------------------------------------------------
+
+    def _on_start(self, note: Note) -> None:
+        self._rehearsal.forget()
+        clock = self._clock
+        clock.offset_s = note.get("offset_s", float)
+        clock.origin_s = note.get("origin_s", float)
+        self._started = True
+        self._keep(self._play())
+        self._keep(self._beat())
+        _play_rates(self._network.limits.up, self._job.link.up_rates, clock)
+        _play_rates(self._network.limits.down, self._job.link.down_rates, clock)
+
+    async def _play(self) -> None:
+        await asyncio.sleep(max(0.0, self._clock.until_start_s()))
+        self._cpu_s = time.process_time()
+        played = asyncio.ensure_future(self._driver.play(self._run_role))
+        either: list[asyncio.Future[Any]] = [played, self._driver.failed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._driver.failed.done():
+            error, where = self._driver.failed.result()
+            self._say_failure(error, where)
+            return
+        self._send_rows()
+        self._connection.send("role_over", at_s=self._clock.now())
+        error, where = await self._driver.failed
+        self._say_failure(error, where)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._send_rows()
+            driver = self._driver
+            self._connection.send("beat", moved=driver.moved, stuck=driver.stuck(), wants=driver.wants())
+
+    def _send_rows(self) -> None:
+        names, tables = self._rows.take()
+        if not self._job.recording:
+            tables = {}
+        if names:
+            self._connection.send("names", names=names)
+        for table, data in tables.items():
+            for start in range(0, len(data), CHUNK_BYTES):  # rows may be cut anywhere: they are put together again
+                self._connection.send("rows", table=table, data=data[start : start + CHUNK_BYTES])
+
+    def _on_lost(self, note: Note) -> None:
+        self._driver.lose(note.get("name", str))
+
+    def _on_returned(self, note: Note) -> None:
+        peer = Peer(note.get("host", str), note.get("port", int), note.get("incarnation", int))
+        self._network.regain(note.get("name", str), peer)
+
+    # ---- after the run --------------------------------------------------------------------------------------
+
+    async def _on_stop(self, note: Note) -> None:  # noqa: ARG002
+        """Cancel what runs; a computation in progress is waited for."""
+        cpu_s = time.process_time() - self._cpu_s if self._started else 0.0
+        await self._driver.stop()
+        in_flight = self._network.write_in_flight()
+        await self._network.close()
+        ended = await asyncio.get_running_loop().run_in_executor(None, self._processor.close, _CLOSE_S)
+        node = self._driver.node
+        assert node is not None
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._driver.mark_at(0, PEAK_MEMORY, "peak", peak_bytes)
+        self._send_rows()
+        processor = self._processor
+        self._connection.send(
+            "stopped",
+            consumed=node.mailbox.consumed,
+            unread=node.mailbox.num_unread,
+            undelivered=self._network.undelivered,
+            in_flight=in_flight,
+            still_computing=not ended,
+            paced=processor.paced,
+            late=processor.late,
+            late_s=processor.late_s,
+            cpu_s=cpu_s,
+            timings=processor.timings(),
+        )
+
+    async def _on_score(self, note: Note) -> None:  # noqa: ARG002
+        """Score what the role wanted scored, now that it disturbs nobody."""
+        metric, ids = self._rows.recorder.metric, self._rows.id
+        fingerprints = []
+        for found in self._driver.evaluations:
+            if found.scorer is None:
+                continue
+            figures = await asyncio.get_running_loop().run_in_executor(None, found.scorer.score, *found.states)
+            for name, value in figures.items():
+                metric.append(
+                    metric.pack(ids(self._place.name), ids(f"{found.label}/{name}"), found.round, found.at_s, value)
+                )
+            fingerprints.append([self._place.name, found.label, found.round, fingerprint(found.states)])
+        self._driver.evaluations.clear()
+        self._send_rows()
+        self._connection.send("scored", fingerprints=fingerprints)
+
+    def _on_bye(self, note: Note) -> None:  # noqa: ARG002
+        self._done.set()
+
+
+def _limits(link: LinkJob) -> Limits:
+    up, down = (None if rate is None else TokenBucket(rate) for rate in (link.up_bytes_per_s, link.down_bytes_per_s))
+    return Limits(up, down, link.latency_s, link.jitter_s)
+
+
+def _play_rates(bucket: TokenBucket | None, rates: list[tuple[float, float]], clock: RunClock) -> None:
+    """Change the bucket's rate as the trace says."""
+    loop = asyncio.get_running_loop()
+    ahead_s = clock.until_start_s()
+    for at_s, rate in rates:
+        assert bucket is not None
+        loop.call_later(max(0.0, ahead_s + at_s), bucket.set_rate, rate)

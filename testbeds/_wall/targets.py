@@ -1,0 +1,40 @@
+"""What every node of a fleet is to be: the rates of its link, and the time of a step of the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.controller.emulator import Target
+from harness.cost.trace import trace
+from harness.experiment import RunSpec
+from harness.run import workload
+from harness.task.task import Piece, Workload
+from harness.topology import Topology
+from testbeds._fleet.config import Fleet
+from testbeds._fleet.links import NodeLink
+from testbeds._wall.pace import pace
+
+
+def targets(
+    spec: RunSpec, nodes: Topology, links: dict[str, NodeLink], priced: bool, data_root: Path | None
+) -> dict[str, Target]:
+    """Return the target of each node.
+
+    Args:
+        priced: steps take as long as on the boards; else however long they take.
+    """
+    assert isinstance(spec.bed, Fleet)
+    work, samples = _step(workload(spec, nodes, data_root)) if priced else (None, 0)
+    found = {}
+    for name, link in links.items():
+        step_s = None if work is None else pace(spec.bed, nodes, name)(work, samples)
+        # a trace's first rates are probed with the rest of the link's: at its mean
+        found[name] = Target(link.up_bps, link.down_bps, link.latency_s, step_s)
+    return found
+
+
+def _step(load: Workload):  # type: ignore[no-untyped-def]
+    shapes = Workload(load.config, load.training, load.seed, load.devices, timing=True, data_root=None)
+    batch = next(shapes.shard(0).epoch(0))
+    _, work = trace(shapes.trainer(Piece()).step, (batch,))
+    return work, batch.samples

@@ -1,0 +1,101 @@
+"""What the local testbed emulates, and how: computations are paced, links limited inside the transport."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from harness.controller.emulator import Measure, Target
+from harness.experiment import RunSpec
+from harness.topology import Topology
+from harness.transport.wire import wire_bytes
+from harness.worker.job import LinkJob
+from testbeds._fleet.links import NodeLink, node_links
+from testbeds._wall.targets import targets
+from testbeds.local.config import Config
+from testbeds.local.processes import Processes
+
+_HOST = "127.0.0.1"
+_BULK_BYTES = 2**20
+
+
+class LocalEmulator:
+    """One run on processes of this host."""
+
+    host = _HOST
+
+    def __init__(self, spec: RunSpec, nodes: Topology, folder: Path, data_root: Path | None) -> None:
+        bed = spec.bed
+        assert isinstance(bed, Config)
+        self._bed = bed
+        self._nodes = nodes
+        self._keys = folder
+        self._links = (
+            node_links(bed, nodes, spec.seed, data_root) if bed.shaped else dict.fromkeys(nodes.names, NodeLink())
+        )
+        self._targets = targets(spec, nodes, self._links, bed.compute == "paced", data_root)
+        self._processes = Processes(folder)
+
+    async def open(self, keys: Path) -> None:
+        self._keys = keys
+
+    async def start(self, name: str, incarnation: int, port: int) -> None:
+        arguments = ["--name", name, "--controller", f"{_HOST}:{port}", "--keys", str(self._keys), "--listen", _HOST]
+        arguments += ["--incarnation", str(incarnation)]
+        await asyncio.to_thread(self._processes.start, name, arguments)
+
+    def link(self, name: str) -> LinkJob:
+        """Rates and latencies of the node's own link, and of its paths."""
+        mine, dilation = self._links[name], self._bed.dilation
+        latency_s, jitter_s = {}, {}
+        for peer, other in self._links.items():
+            if peer != name and mine.latency_s + other.latency_s > 0:
+                latency_s[peer] = (mine.latency_s + other.latency_s) * dilation
+                jitter_s[peer] = (mine.jitter_s**2 + other.jitter_s**2) ** 0.5 * dilation
+        return LinkJob(
+            up_bytes_per_s=_bytes_per_s(mine.up_bps, dilation, self._bed.tls),
+            down_bytes_per_s=_bytes_per_s(mine.down_bps, dilation, self._bed.tls),
+            latency_s=latency_s,
+            jitter_s=jitter_s,
+        )
+
+    def target(self, name: str) -> Target:
+        return self._targets[name]
+
+    async def throttle(self, name: str, measure: Measure) -> None:
+        """The worker paces itself."""
+
+    async def begin(self, in_s: float) -> None:
+        """The workers play their traces themselves."""
+
+    async def relax(self, name: str) -> None:
+        """Nothing of the host's was taken away."""
+
+    async def kill(self, name: str) -> None:
+        await asyncio.to_thread(self._processes.kill, name)
+
+    def gone(self) -> dict[str, str]:
+        return self._processes.gone()
+
+    def pids(self) -> dict[str, int]:
+        """Return the process of each node."""
+        return {name: self._processes.pid(name) for name in self._nodes.names}
+
+    def notes(self) -> dict[str, Any]:
+        return {
+            "compute": self._bed.compute,
+            "links": "limiter in the transport" if self._bed.shaped else "as fast as loopback",
+            "medium": "separate",
+        }
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._processes.close)
+
+
+def _bytes_per_s(bps: float | None, dilation: float, encrypted: bool) -> float | None:
+    """Return what the limiter lets pass: it counts bytes of frames, the link's rate those of TLS and TCP/IP, too."""
+    if bps is None:
+        return None
+    share = _BULK_BYTES / wire_bytes(_BULK_BYTES, "tls" if encrypted else "tcp")
+    return bps / 8 / dilation * share
