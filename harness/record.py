@@ -10,6 +10,7 @@ Units: every time is in seconds on the testbed's clock, every size in bytes.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+
+from harness.errors import StoreError
 
 # What a lane waited for (column `kind` of the wait table).
 COMPUTE, RECV, GATHER, SEND, SLEEP, JOIN, CHANNEL = range(7)
@@ -111,6 +114,27 @@ def dtype(table: str) -> np.dtype[np.void]:
     return np.dtype([(column, _NUMPY[code]) for column, code in TABLES[table].items()])
 
 
+NAMES = "names.json"
+"""Beside the rows of a recorder that was closed: what its integers stand for, in order."""
+
+
+def read(folder: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the tables and the names of a recorder that was closed with its rows in this folder: of a run that failed.
+
+    Raises:
+        StoreError: there are none.
+    """
+    try:
+        names: list[str] = json.loads((folder / NAMES).read_text())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{folder / NAMES}: cannot be read ({error}); the rows of its run mean nothing") from None
+    arrays = {}
+    for table in TABLES:
+        path, kind = folder / f"{table}.rows", dtype(table)
+        arrays[table] = np.fromfile(path, dtype=kind) if path.exists() else np.empty(0, dtype=kind)
+    return arrays, names
+
+
 class Table:
     """One table being written: `append(pack(...))` adds a row."""
 
@@ -180,6 +204,7 @@ class Recorder:
     def __init__(self, folder: Path | None = None) -> None:
         self.names: list[str] = []
         self._ids: dict[str, int] = {}
+        self._folder = folder
         self.compute = Table("compute", folder)
         self.wait = Table("wait", folder)
         self.transfer = Table("transfer", folder)
@@ -207,15 +232,19 @@ class Recorder:
                 table.spill()
 
     def close(self) -> None:
-        """Write everything that is left."""
+        """Write everything that is left, and the names beside it: see `read`."""
         with ExitStack() as stack:
             for table in self.tables:
                 stack.callback(table.close)
+            if self._folder is not None and any(table.written or table.rows for table in self.tables):
+                (self._folder / NAMES).write_text(json.dumps(self.names))
 
     def discard(self) -> None:
         """Forget all rows, also those on disk: they are kept in another form."""
         for table in self.tables:
             table.discard()
+        if self._folder is not None:
+            (self._folder / NAMES).unlink(missing_ok=True)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every table as a structured array that cannot be written to."""

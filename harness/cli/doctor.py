@@ -38,7 +38,8 @@ def _rows(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     ]
     rows += [(name, version, "") for name, version in found["packages"].items()]
     rows.append(("GPU", *_gpu()))
-    rows += [(f"testbed {name}", "works", "") for name in testbed.names()]
+    for name in testbed.names():
+        rows += _testbed(name)
     rows.append(("runs folder", *_writable(args.runs)))
     root = common.data_root(args)
     for name in datasets.names():
@@ -49,6 +50,16 @@ def _rows(args: argparse.Namespace) -> list[tuple[str, str, str]]:
         else:
             rows.append((f"data {name}", "whole", ""))
     return rows
+
+
+def _testbed(name: str) -> list[tuple[str, str, str]]:
+    """Ask a testbed; one that has nothing to say needs nothing."""
+    ask = getattr(testbed.load(name), "doctor", None)
+    if ask is None:
+        return [(f"testbed {name}", "works", "")]
+    rows: list[tuple[str, str, str]] = ask()
+    lacks = [what for what, state, remedy in rows if remedy and state != "none"]
+    return [(f"testbed {name}", "works" if not lacks else f"see {', '.join(lacks)}", ""), *rows]
 
 
 def _gpu() -> tuple[str, str]:

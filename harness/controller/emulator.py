@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from harness.worker.job import LinkJob
 
 Measure = Callable[[], Awaitable[float]]
-"""Times a step in the worker, now; real seconds."""
+"""Times a step in the worker as it is now, without its pacing; real seconds."""
 
 
 @dataclass(frozen=True)

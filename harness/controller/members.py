@@ -33,6 +33,14 @@ class Bundle:
     drift_s: float = 0.0
     stopped: Note | None = None
 
+    def take(self, note: Note) -> None:
+        """Keep what a note of names or of rows brings."""
+        if note.kind == "names":
+            self.names += note.get("names", list)
+        else:
+            table = self.tables.setdefault(note.get("table", str), bytearray())
+            table += note.get("data", bytes)
+
 
 class Member:
     """One node of the run, as it is now.
@@ -40,8 +48,10 @@ class Member:
     Attributes:
         connection: to its worker; None before it has joined and after it is lost.
         address: host and port on the data network.
+        introduced: it knows where its peers are, and is told of who is lost and who is back.
         present: it takes part; over: its role has returned.
         heard_s: when it last said anything (monotonic).
+        moved, stuck, wants: what it said last of its progress (harness.worker.driver).
     """
 
     def __init__(self, name: str, role: str) -> None:
@@ -50,6 +60,7 @@ class Member:
         self.incarnation = -1
         self.connection: Connection | None = None
         self.address: tuple[str, int] = ("", 0)
+        self.introduced = False
         self.present = False
         self.over = False
         self.heard_s = time.monotonic()
@@ -67,11 +78,17 @@ class Member:
         """Another incarnation is being started."""
         self.incarnation += 1
         self.connection = None
+        self.introduced = False
         self.over = False
         self.stuck = False
         self.moved = -1
         self.heard_s = time.monotonic()
         self.bundles.append(Bundle(self.name, self.incarnation))
+
+    def beats(self, note: Note) -> None:
+        """It has said how far it is."""
+        self.moved, self.stuck = note.get("moved", int), note.get("stuck", bool)
+        self.wants = note.get("wants", str)
 
     def hears(self, note: Note) -> None:
         """Wake who waits for this kind of note."""
@@ -80,12 +97,15 @@ class Member:
             waiting.set_result(note)
 
     def lose(self, why: str) -> None:
-        """It will say nothing any more."""
+        """It takes part no more and will say nothing any more; who waits for its answer learns `why`."""
+        if self.connection is not None:
+            self.connection.abort(f"it {why}")
         self.connection = None
-        for kind, waiting in self._waiting.items():
-            if not waiting.done():
-                waiting.set_exception(TestbedError(f"{self.name} {why} before it was {kind!r}"))
-        self._waiting.clear()
+        self.introduced = self.present = False
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(TestbedError(f"{self.name} {why}"))
 
     def expect(self, kind: str) -> asyncio.Future[Note]:
         """Return the next note of this kind; ask before what it answers is sent."""
@@ -94,16 +114,12 @@ class Member:
         self._waiting[kind] = waiting
         return waiting
 
-    async def answer(self, kind: str, within_s: float, doing: str) -> Note:
-        """Wait for a note.
+    async def until(self, waiting: asyncio.Future[Note], within_s: float, doing: str) -> Note:
+        """Wait for what `expect` returned.
 
         Raises:
             TestbedError: it did not come in time, or the node is gone.
         """
-        return await self.until(self.expect(kind), within_s, doing)
-
-    async def until(self, waiting: asyncio.Future[Note], within_s: float, doing: str) -> Note:
-        """Wait for what `expect` returned."""
         done, _ = await asyncio.wait([waiting], timeout=within_s)
         if not done:
             raise TestbedError(

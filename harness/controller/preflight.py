@@ -118,7 +118,7 @@ class Preflight:
         target = self._target(name)
         member = self._members[name]
         stepped = member.expect("stepped")
-        member.send("probe_step", steps=STEPS)
+        member.send("probe_step", steps=STEPS, paced=True)
         note = await member.until(stepped, self._settings.start_s, "timing its step")
         seconds = sorted(note.get("seconds", list))
         achieved = seconds[len(seconds) // 2] / self._settings.dilation

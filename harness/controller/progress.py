@@ -23,6 +23,10 @@ class Progress:
         self._seen: tuple[tuple[str, int], ...] = ()
         self._since_s = time.monotonic()
 
+    def forget(self) -> None:
+        """Begin to wait anew."""
+        self._since_s = time.monotonic()
+
     def check(self, members: Iterable[Member], at_s: float) -> None:
         """Look at what the nodes that are there have said last.
 

@@ -7,11 +7,13 @@ same order (paired seeds).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_iter
 
 from harness.randomness import stream as named_stream
 from harness.task.source import Source
@@ -35,6 +37,20 @@ class Batch:
     def load(self) -> tuple[Tensor, Tensor]:
         """Return inputs [B, *input_shape] and labels int64 [B]."""
         return self._source.fetch(self._index)
+
+
+def samples_in(args: tuple[Any, ...]) -> int:
+    """Return how many samples the mini-batches among a computation's arguments hold."""
+    return sum(arg.samples for arg in args if isinstance(arg, Batch))
+
+
+def batch_size(args: tuple[Any, ...]) -> int:
+    """Return how many samples a computation is of, as far as its arguments tell: 0 if they do not.
+
+    That is what its mini-batches hold; without one, the first dimension of the first tensor that has several.
+    """
+    sizes = (leaf.shape[0] for leaf in tree_iter(args) if isinstance(leaf, Tensor) and leaf.dim() > 1)
+    return samples_in(args) or next(sizes, 0)
 
 
 class Shard:

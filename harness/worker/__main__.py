@@ -22,20 +22,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Join the controller and do what it says; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m harness.worker", description=__doc__)
     parser.add_argument("--name", required=True, help="the node's name, as in its certificate")
-    parser.add_argument("--controller", required=True, metavar="HOST:PORT", help="where the controller listens")
+    parser.add_argument(
+        "--controller", required=True, type=_address, metavar="HOST:PORT", help="where the controller listens"
+    )
     parser.add_argument("--keys", required=True, type=Path, help="folder with NAME.pem, NAME.key and authority.pem")
     parser.add_argument("--listen", default="127.0.0.1", help="this node's address on the data network")
     parser.add_argument("--incarnation", type=int, default=0, help="how often the node has been restarted")
     args = parser.parse_args(arguments)
-    host, _, port = args.controller.rpartition(":")
     _call_process(args.name)
     place = Place(args.name, args.keys, args.listen, args.incarnation)
     try:
-        asyncio.run(live(place, host, int(port)))
+        asyncio.run(live(place, *args.controller))
     except AmmeterError as error:
         print(f"{args.name}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, e.g. 10.0.0.1:4000")
+    return host, int(port)
 
 
 def _call_process(name: str) -> None:
@@ -45,19 +53,24 @@ def _call_process(name: str) -> None:
 
 
 async def live(place: Place, host: str, port: int) -> None:
-    """Be one worker from its joining to its end. One whose controller is gone leaves the process at once.
+    """Be one worker from its joining to its end.
+
+    One whose controller is gone, or in which something of the run does not end, leaves the process at once.
 
     Raises:
         TransportError: there is no controller.
     """
     connection = await dial(place.name, CONTROLLER, host, port, place.keys, JOIN_S)
+    session = Session(place, connection)
     try:
-        await Session(place, connection).live()
+        await session.live()
     except ConnectionGone as error:
         print(f"{place.name}: {error}", file=sys.stderr, flush=True)
         os._exit(LEFT_ALONE)  # whatever is still being computed
     connection.close()
     await connection.wait_closed()
+    if session.left_behind:  # leaving in good order would wait for it
+        os._exit(0)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,22 +15,13 @@ from harness.message import Message
 from harness.node import Node, run_role
 from harness.worker.clock import RunClock
 from harness.worker.futures import WallActivity, WallFuture
+from harness.worker.kept import Evaluation, Kept
 from harness.worker.network import Network
 from harness.worker.processor import Processor
 from harness.worker.rows import Rows
 
+_AGAIN_S = 0.2
 _FOR_OTHERS = (record.RECV, record.GATHER, record.JOIN, record.CHANNEL)
-
-
-@dataclass
-class Evaluation:
-    """States to score when the run is over: copies that share memory until somebody writes."""
-
-    label: str
-    scorer: Any
-    states: tuple[Any, ...]
-    round: int
-    at_s: float
 
 
 class WallDriver:
@@ -40,7 +30,7 @@ class WallDriver:
     Attributes:
         node: set by whoever makes it.
         evaluations: what the role wanted scored, in order.
-        failure: what ended the run, and where; None while nothing has.
+        failed: what ended the run, and where; not done while nothing has.
         over: the role has returned, its posts are delivered or refused.
     """
 
@@ -50,7 +40,7 @@ class WallDriver:
         self.node: Node | None = None
         self.network: Network
         self.processor: Processor
-        self.evaluations: list[Evaluation] = []
+        self.evaluations = Kept()
         self.over = False
         self.failed: asyncio.Future[tuple[BaseException, str]] = asyncio.get_running_loop().create_future()
         self._name = name
@@ -90,12 +80,17 @@ class WallDriver:
             self.mark_at(activity.lane, record.LANE, getattr(coroutine, "__name__", "activity"), activity.lane)
         return activity
 
+    def abandoned(self, activity: WallActivity, future: WallFuture) -> None:
+        """An activity has been cancelled in a wait: what only it wanted computed need not be."""
+        others = any(one.waiting is future for one in self._activities.values() if one is not activity)
+        if future.kind == record.COMPUTE and not future.done() and not others:
+            self.processor.drop(future)
+
     def waited(self, activity: WallActivity, future: WallFuture, since_s: float, end_s: float) -> None:
         """A wait is over: write its row."""
         self._steps += 1
         if future.kind == record.COMPUTE:  # its row says so
-            if not future.done():
-                self.processor.drop(future)
+            self.abandoned(activity, future)
             return
         wait = self._rows.recorder.wait
         cause = future.cause if future.done() and not future.cancelled() else -1
@@ -151,7 +146,7 @@ class WallDriver:
 
     def evaluate(self, node: Any, label: str, scorer: Any, states: tuple[Any, ...], round_index: int) -> None:  # noqa: ARG002
         copies = tree_map_only(torch.Tensor, torch._lazy_clone, states)
-        self.evaluations.append(Evaluation(label, scorer, copies, round_index, self.now()))
+        self.evaluations.add(Evaluation(label, scorer, copies, round_index, self.now()))
 
     def mark(self, node: Any, kind: int, name: str, number: int) -> None:  # noqa: ARG002
         self.mark_at(self.lane(), kind, name, number)
@@ -195,13 +190,16 @@ class WallDriver:
             self.over = True
             self.mark_at(0, record.ROLE_END, self.node.role, 0)
 
-    async def stop(self) -> None:
-        """Cancel every activity and wait for their ends."""
+    async def stop(self, within_s: float) -> list[str]:
+        """Cancel every activity, again if one goes on all the same; return those that have not ended in time."""
         self.over = True
-        tasks = list(self._activities)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + within_s
+        while self._activities and loop.time() < until_s:
+            for task in self._activities:
+                task.cancel()
+            await asyncio.wait(self._activities, timeout=min(_AGAIN_S, within_s))
+        return [f"activity {activity.lane} of {self._name}" for activity in self._activities.values()]
 
     # ---- progress -------------------------------------------------------------------------------------------
 
@@ -214,8 +212,8 @@ class WallDriver:
         """Whether nothing can happen here unless somebody else moves: no computation, no timer, nothing on its way."""
         if self.over or self.node is None or self.processor.computing or self.network.outstanding:
             return self.over
-        activities = [activity for activity in self._activities.values() if not activity.daemon]
-        if any(a.waiting is None or a.waiting.kind not in _FOR_OTHERS for a in activities):
+        # a daemon that sleeps will go on, too, and others may wait for what it does then
+        if any(a.waiting is None or a.waiting.kind not in _FOR_OTHERS for a in self._activities.values()):
             return False
         return not any(wait.timer is not None for wait in self.node.mailbox.waits() if not wait.future.done())
 

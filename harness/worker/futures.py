@@ -20,6 +20,8 @@ class Waits(Protocol):
 
     def current(self) -> WallActivity | None: ...
 
+    def abandoned(self, activity: WallActivity, future: WallFuture) -> None: ...
+
     def waited(self, activity: WallActivity, future: WallFuture, since_s: float, end_s: float) -> None: ...
 
 
@@ -113,4 +115,6 @@ class WallActivity(WallFuture):
             self.set_result(task.result(), self.lane)
 
     def cancel(self, msg: Any = None) -> bool:  # noqa: ARG002 - the shape of asyncio's
+        if self.waiting is not None:  # at once: the task itself hears of it later
+            self._waits.abandoned(self, self.waiting)
         return self.task.cancel()

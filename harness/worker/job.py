@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from harness.topology import Topology
+from harness.topology import SERVER, Topology
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RateSteps(BaseModel):
+    """A rate that changes, over and over: real seconds and bytes per second.
+
+    Attributes:
+        times_s: when each rate begins, from 0.  period_s: when the first one begins again.
+        offset_s: where in it the run begins.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    times_s: list[Seconds] = Field(min_length=1)
+    bytes_per_s: list[Rate]
+    period_s: float = Field(gt=0, allow_inf_nan=False)
+    offset_s: Seconds = 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RateSteps:
+        if len(self.bytes_per_s) != len(self.times_s) or sorted(self.times_s) != self.times_s:
+            raise ValueError("there is one rate for each time, and the times grow")
+        return self
 
 
 class LinkJob(BaseModel):
@@ -14,18 +39,18 @@ class LinkJob(BaseModel):
 
     Attributes:
         up_bytes_per_s, down_bytes_per_s: None = not limited here.
-        up_rates, down_rates: [real seconds since the start, bytes per second]: when the rate changes.
+        up_steps, down_steps: how the rate changes from the start of the run on; None = not at all.
         latency_s, jitter_s: one way, per peer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    up_bytes_per_s: float | None = None
-    down_bytes_per_s: float | None = None
-    up_rates: list[tuple[float, float]] = []
-    down_rates: list[tuple[float, float]] = []
-    latency_s: dict[str, float] = {}
-    jitter_s: dict[str, float] = {}
+    up_bytes_per_s: Rate | None = None
+    down_bytes_per_s: Rate | None = None
+    up_steps: RateSteps | None = None
+    down_steps: RateSteps | None = None
+    latency_s: dict[str, Seconds] = {}
+    jitter_s: dict[str, Seconds] = {}
 
 
 class Job(BaseModel):
@@ -53,14 +78,23 @@ class Job(BaseModel):
     devices: list[str]
     edges: list[str]
     edge_of: dict[str, str]
-    dilation: float
-    threads: int
+    dilation: float = Field(gt=0, allow_inf_nan=False)
+    threads: int = Field(ge=1, le=4096)
     paced: bool
     tls: bool
-    backlog_bytes: int
-    stall_s: float
+    backlog_bytes: int = Field(ge=0)
+    stall_s: float = Field(gt=0, allow_inf_nan=False)
     link: LinkJob = LinkJob()
     recording: bool = True
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Job:
+        names = [*self.devices, *self.edges, SERVER]
+        if len(set(names)) < len(names):
+            raise ValueError("two nodes have the same name")
+        if not set(self.edge_of) <= set(self.devices) or not set(self.edge_of.values()) <= set(self.edges):
+            raise ValueError("edge_of names a device or an edge that is not there")
+        return self
 
     @property
     def topology(self) -> Topology:

@@ -56,20 +56,50 @@ class Limits:
     jitter_s: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Way:
-    """The way to a peer on one lane."""
+class _Post:
+    """A message that is neither delivered nor refused: its handle, and its transfer once it has a channel."""
 
-    __slots__ = ("connecting", "outgoing", "sizes", "waiting")
+    __slots__ = ("handle", "message", "transfer")
+
+    def __init__(self, message: Message, handle: WallFuture) -> None:
+        self.message = message
+        self.handle = handle
+        self.transfer: Transfer | None = None
+
+
+class _Way:
+    """The way to a peer on one lane.
+
+    Attributes:
+        posts: what is not settled, the one in flight first.  posted_bytes: of their payloads.
+    """
+
+    __slots__ = ("connecting", "outgoing", "posted_bytes", "posts")
 
     def __init__(self) -> None:
         self.outgoing: Outgoing | None = None
         self.connecting: asyncio.Task[None] | None = None
-        self.waiting: list[tuple[Message, WallFuture]] = []
-        self.sizes: deque[int] = deque()  # payload bytes of what is not settled, the one in flight first
+        self.posts: deque[_Post] = deque()
+        self.posted_bytes = 0
 
     def waiting_bytes(self, more: int) -> int:
         """Payload bytes that would wait for those in flight if so many more were posted."""
-        return sum(self.sizes) - self.sizes[0] + more if self.sizes else 0
+        return self.posted_bytes - self.posts[0].message.payload_bytes + more if self.posts else 0
+
+    def add(self, post: _Post) -> None:
+        self.posts.append(post)
+        self.posted_bytes += post.message.payload_bytes
+
+    def remove(self, post: _Post) -> None:
+        self.posts.remove(post)  # the first one, but where a connection has been lost
+        self.posted_bytes -= post.message.payload_bytes
+
+    def clear(self) -> list[_Post]:
+        """Return everything that is not settled, and forget it."""
+        posts = list(self.posts)
+        self.posts.clear()
+        self.posted_bytes = 0
+        return posts
 
 
 class Network:
@@ -131,7 +161,8 @@ class Network:
         self._failed = failed
         self._stranger = stranger
         self._ways: dict[tuple[str, str], _Way] = {}
-        self._stuck: dict[str, list[tuple[Message, WallFuture]]] = {}  # of peers that nobody has judged yet
+        self._stuck: dict[str, list[_Post]] = {}  # of peers that nobody has judged yet
+        self._early: dict[str, list[Arrival]] = {}  # of peers that are back, and nobody has said so yet
         self._flushing: list[WallFuture] = []
         self._listener: endpoint.Listener | None = None
         self._tasks: set[asyncio.Task[Any]] = set()  # asyncio itself holds tasks weakly
@@ -205,50 +236,51 @@ class Network:
                 f"{message.src}: {backlog_bytes / 2**20:.1f} MiB wait on the {message.lane} channel to {message.dst}; "
                 "ask handle.done() before posting more, or await send()"
             )
-        way.sizes.append(message.payload_bytes)
-        if way.outgoing is None:
-            way.waiting.append((message, handle))
-            if way.connecting is None:
-                way.connecting = self._keep(self._establish(way, message.dst, message.lane))
-        else:
-            self._post(way, message, handle)
+        post = _Post(message, handle)
+        way.add(post)
+        if way.outgoing is not None:
+            self._post(way, post)
+        elif way.connecting is None:
+            way.connecting = self._keep(self._establish(way, message.dst, message.lane))
         return handle
 
-    def _post(self, way: _Way, message: Message, handle: WallFuture) -> None:
+    def _post(self, way: _Way, post: _Post) -> None:
         assert way.outgoing is not None
-        transfer = way.outgoing.post(message)
+        transfer = post.transfer = way.outgoing.post(post.message)
         if transfer.settled.done():
-            self._settled(way, transfer, handle)
+            self._settled(way, post)
         else:
-            transfer.settled.add_done_callback(lambda _: self._settled(way, transfer, handle))
+            transfer.settled.add_done_callback(lambda _: self._settled(way, post))
 
-    def _settled(self, way: _Way, transfer: Transfer, handle: WallFuture) -> None:
-        message = transfer.message
-        way.sizes.popleft()
+    def _settled(self, way: _Way, post: _Post) -> None:
+        if post not in way.posts:  # its row has been written at the end of the run
+            return
+        message, transfer = post.message, post.transfer
+        assert transfer is not None
+        way.remove(post)
         message.started_s = transfer.started_s
         message.wire_bytes = wire_bytes(transfer.frame_bytes or message.payload_bytes, self._framing)
         if transfer.status == LOST:
             if way.outgoing is not None and way.outgoing.is_open:  # no frame can carry it
-                self._refuse(message, handle)
+                self._refuse(message, post.handle)
                 self._failed(ProtocolError(str(transfer.error)))
             elif message.dst in self.lost or self.closing:
-                self._refuse(message, handle)
+                self._refuse(message, post.handle)
             else:
-                self._stuck.setdefault(message.dst, []).append((message, handle))
+                self._stuck.setdefault(message.dst, []).append(post)
             return
-        try:
-            check_frozen(message)
-        except ProtocolError as error:
-            self._failed(error)
         self.moved += 1
         if transfer.status == ARRIVED:
+            try:
+                check_frozen(message)
+            except ProtocolError as error:
+                self._failed(error)
             message.arrived_s = transfer.arrived_s
             self._write(message, record.DELIVERED)
-            handle.set_result(None, message.serial)
         else:
             self.undelivered += 1
             self._write(message, record.UNDELIVERED)
-            handle.set_result(None, message.serial)
+        post.handle.set_result(None, message.serial)
         self._one_less()
 
     def _refuse(self, message: Message, handle: WallFuture) -> None:
@@ -299,15 +331,18 @@ class Network:
         )
 
     def write_in_flight(self) -> int:
-        """Write the rows of what is still on its way; return how many."""
-        pending = [message for stuck in self._stuck.values() for message, _ in stuck]
+        """The run is over: write the rows of what is still on its way; return how many."""
+        pending = [post for stuck in self._stuck.values() for post in stuck]
+        self._stuck.clear()
         for way in self._ways.values():
-            pending += [message for message, _ in way.waiting]
-            if way.outgoing is not None:
-                for transfer in way.outgoing.pending():
-                    transfer.message.started_s = transfer.started_s
-                    pending.append(transfer.message)
-        for message in pending:
+            for post in list(way.posts):  # acknowledged in this very turn of the loop?
+                if post.transfer is not None and post.transfer.settled.done():
+                    self._settled(way, post)
+            pending += way.clear()
+        for post in pending:
+            message = post.message
+            if post.transfer is not None:
+                message.started_s = post.transfer.started_s
             message.wire_bytes = message.payload_bytes
             self._write(message, record.IN_FLIGHT)
         return len(pending)
@@ -334,16 +369,13 @@ class Network:
         try:
             way.outgoing = await self._dial(dst, lane)
         except TransportError as error:
-            self._stuck.setdefault(dst, []).extend(way.waiting)
-            way.waiting.clear()
-            way.sizes.clear()
+            self._stuck.setdefault(dst, []).extend(way.clear())
             self._report(dst, str(error))
             return
         finally:
             way.connecting = None
-        waiting, way.waiting = way.waiting, []
-        for message, handle in waiting:
-            self._post(way, message, handle)
+        for post in list(way.posts):
+            self._post(way, post)
 
     def _outgoing_over(self, channel: Outgoing, error: TransportError | None) -> None:
         way = self._ways.get((channel.dst, channel.lane))
@@ -369,8 +401,16 @@ class Network:
         if message.tag == PROBE:
             return True
         peer = self.peers.get(message.src)
-        if peer is None or message.incarnation < peer.incarnation or message.src in self.lost:
+        if peer is None or message.incarnation < peer.incarnation:
             return False
+        if message.incarnation > peer.incarnation:  # it is back: who says so may be slower than it
+            self._early.setdefault(message.src, []).append(arrival)
+            return True
+        return message.src not in self.lost and self._take(arrival)
+
+    def _take(self, arrival: Arrival) -> bool:
+        """Give a message to the role; return whether it wanted it."""
+        message = arrival.message
         message.arrived_s = arrival.last_byte_s
         if not self._deliver(message):
             return False
@@ -401,25 +441,29 @@ class Network:
     def lose(self, name: str) -> None:
         """A peer is gone: nothing goes there any more, what was on its way is refused."""
         self.lost.add(name)
-        for (dst, _), way in self._ways.items():
-            if dst == name:
-                if way.connecting is not None:
-                    way.connecting.cancel()
-                waiting, way.waiting = way.waiting, []
-                for message, handle in waiting:
-                    way.sizes.pop()
-                    self._refuse(message, handle)
-                if way.outgoing is not None:
-                    way.outgoing.abort(TransportError(f"{self._name}: {name} is gone"))
-        for message, handle in self._stuck.pop(name, []):
-            self._refuse(message, handle)
+        for key in [key for key in self._ways if key[0] == name]:
+            way = self._ways.pop(key)
+            if way.connecting is not None:
+                way.connecting.cancel()
+            for post in way.clear():
+                if post.transfer is not None:
+                    post.message.started_s = post.transfer.started_s
+                self._refuse(post.message, post.handle)
+            if way.outgoing is not None:
+                way.outgoing.abort(TransportError(f"{self._name}: {name} is gone"))
+        for post in self._stuck.pop(name, []):
+            self._refuse(post.message, post.handle)
+        for connection in list(self._listener.connections) if self._listener is not None else []:
+            if connection.peer == name:  # what it would still say of its end would be taken for its successor's
+                self._keep(connection.close())
 
     def regain(self, name: str, peer: Peer) -> None:
         """A peer is back, as another incarnation."""
         self.peers[name] = peer
         self.lost.discard(name)
-        for key in [key for key in self._ways if key[0] == name]:
-            del self._ways[key]
+        for arrival in self._early.pop(name, []):
+            if arrival.message.incarnation == peer.incarnation:
+                self._take(arrival)
 
     # ---- the pre-flight
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_iter
 
 from harness import record
 from harness.cost.key import Key, digest
@@ -27,7 +26,7 @@ from harness.cost.trace import trace
 from harness.cost.work import Work
 from harness.errors import ProtocolError
 from harness.randomness import TorchStream
-from harness.task.batch import Batch
+from harness.task.batch import batch_size, samples_in
 from harness.worker.clock import RunClock
 from harness.worker.futures import Waits, WallActivity, WallFuture
 from harness.worker.rows import Rows
@@ -36,6 +35,7 @@ Pace = Callable[[Work, int], float]
 """How long a computation takes on the emulated device, in seconds of the run: from its work and its samples."""
 
 _CLOCKED = record.TIERS.index("clocked")
+_NOTHING = contextlib.nullcontext()
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Known:
     """What is known of a computation on this node.
 
     Attributes:
+        random: it draws random numbers.
         pace_s: how long it has to take, in seconds of the run; None: as long as it takes.
         count, total_s: how often it has been made since the first time, and for how long (seconds of the run).
     """
@@ -51,6 +52,7 @@ class Known:
     name: str
     samples: int
     flops: float
+    random: bool
     pace_s: float | None
     count: int = 0
     total_s: float = 0.0
@@ -67,6 +69,7 @@ class Job(WallFuture):
         self.fn = fn
         self.args = args
         self.key = key
+        self.paced = True
         self.dropped = False
 
 
@@ -98,7 +101,7 @@ class Processor:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._open = 0
         self._owed_s = 0.0  # real seconds that sleeps have taken too long
-        self._halted = False
+        self._halted = threading.Event()
         self._thread = threading.Thread(target=self._serve, name=f"{name} computes", daemon=True)
         self._thread.start()
 
@@ -116,9 +119,11 @@ class Processor:
             return refused
         return self._queue(Job(self._waits, activity, fn, args, key))
 
-    def rehearse(self, fn: Callable[..., Any], *args: Any) -> WallFuture:
-        """Compute as in the run and record nothing; the future's value is how long it took, in real seconds."""
-        return self._queue(Job(self._waits, None, fn, args, price_key(fn, args)))
+    def rehearse(self, paced: bool, fn: Callable[..., Any], *args: Any) -> WallFuture:
+        """Compute as in the run, or unpaced, and record nothing; the future's value is the real seconds it took."""
+        job = Job(self._waits, None, fn, args, price_key(fn, args))
+        job.paced = paced
+        return self._queue(job)
 
     def _queue(self, job: Job) -> Job:
         self._open += 1
@@ -131,8 +136,8 @@ class Processor:
             job.dropped = True
 
     def close(self, timeout_s: float) -> bool:
-        """Begin no job any more; wait for the one that runs; return whether it ended in time."""
-        self._halted = True
+        """Begin no job any more; wait for the one that runs, not for its pace; return whether it ended in time."""
+        self._halted.set()
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -149,16 +154,21 @@ class Processor:
 
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
-            if job.dropped or self._halted:
-                self._report(job, None, None)
-                continue
-            try:
-                value = self._run(job)
-            except BaseException as error:
-                self._report(job, None, error)
-            else:
-                self._report(job, value, None)
+            self._attempt(job)
             del job  # what it holds is the method's again
+
+    def _attempt(self, job: Job) -> None:
+        if job.dropped or self._halted.is_set():
+            self._report(job, None, None)
+            return
+        try:
+            value = self._run(job)
+        except Exception as error:
+            self._report(job, None, error)
+        except BaseException as error:  # in a coroutine it would end the worker, not the run
+            self._report(job, None, ProtocolError(f"{type(error).__name__} came out of compute; raise an Exception"))
+        else:
+            self._report(job, value, None)
 
     def _report(self, job: Job, value: Any, error: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the worker is leaving
@@ -176,7 +186,7 @@ class Processor:
         known = self._known.get(job.key)
         work = None
         clock = self._clock
-        with self._randomness(activity):
+        with self._randomness(activity) if known is None or known.random else _NOTHING:
             _synchronise()
             start_s = clock.now()
             try:
@@ -190,9 +200,11 @@ class Processor:
         if known is None:
             assert work is not None
             known = self._known[job.key] = self._learn(fn, args, work)
-        if known.pace_s is not None:
-            self._pace(start_s, known.pace_s)
+        if known.pace_s is not None and job.paced:
+            self._pace(start_s, known.pace_s, activity is not None)
         end_s = clock.now()
+        if self._halted.is_set() and known.pace_s is not None and job.paced:
+            end_s = max(end_s, start_s + known.pace_s)  # nobody waited for it, but so long it takes
         if activity is None:
             return clock.real(end_s - start_s)
         if work is None:
@@ -213,32 +225,26 @@ class Processor:
         return activity.randomness
 
     def _learn(self, fn: Callable[..., Any], args: tuple[Any, ...], work: Work) -> Known:
-        samples = sum(arg.samples for arg in args if isinstance(arg, Batch))
         name = price_name(fn)
-        pace_s = None if self.pace is None else self.pace(work, samples or _batch_size(args))
-        return Known(self._rows.id(name), name, samples, work.flops, pace_s)
+        pace_s = None if self.pace is None else self.pace(work, batch_size(args))
+        return Known(self._rows.id(name), name, samples_in(args), work.flops, work.random, pace_s)
 
-    def _pace(self, start_s: float, pace_s: float) -> None:
-        """Sleep until the computation has taken as long as on its device."""
+    def _pace(self, start_s: float, pace_s: float, counted: bool) -> None:
+        """Sleep until the computation has taken as long as on its device, or nobody waits any more."""
         clock = self._clock
         left_s = clock.real(pace_s - (clock.now() - start_s))
-        self.paced += 1
+        self.paced += counted
         if left_s < 0:
-            self.late += 1
-            self.late_s -= left_s / clock.dilation
+            self.late += counted
+            self.late_s -= left_s / clock.dilation * counted
             return
         wanted_s = left_s - self._owed_s
         if wanted_s <= 0:
             self._owed_s -= left_s
             return
         began_s = time.monotonic()
-        time.sleep(wanted_s)
+        self._halted.wait(wanted_s)
         self._owed_s = time.monotonic() - began_s - wanted_s
-
-
-def _batch_size(args: tuple[Any, ...]) -> int:
-    """Return the first dimension of the first tensor that has one, 0 without."""
-    return next((leaf.shape[0] for leaf in tree_iter(args) if isinstance(leaf, torch.Tensor) and leaf.dim() > 1), 0)
 
 
 def _synchronise() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from harness import experiment
-from harness.allocator import keep_freed_memory
+from harness.allocator import give_back_freed_memory, keep_freed_memory
 from harness.errors import AmmeterError, TestbedError, TransportError
 from harness.management.connection import Connection, ConnectionGone
 from harness.management.note import Note
@@ -40,6 +40,7 @@ from harness.worker.clock import RunClock
 from harness.worker.driver import WallDriver
 from harness.worker.job import Job, LinkJob
 from harness.worker.network import Limits, Network, Peer
+from harness.worker.playback import play
 from harness.worker.processor import Processor
 from harness.worker.rehearsal import Rehearsal
 from harness.worker.rows import Rows
@@ -49,7 +50,8 @@ CONTROLLER = "controller"
 
 BEAT_S = 0.5
 CHUNK_BYTES = 2**22
-_CLOSE_S = 5.0
+_END_S = 5.0
+"""So long what runs may take to end when the run is over."""
 LEFT_ALONE = 3
 """Exit status of a worker whose controller is gone."""
 
@@ -70,7 +72,11 @@ class Place:
 
 
 class Session:
-    """One worker's part in one run."""
+    """One worker's part in one run.
+
+    Attributes:
+        left_behind: an activity or a computation has not ended with the run; the process has to be left by force.
+    """
 
     def __init__(self, place: Place, connection: Connection) -> None:
         self._place = place
@@ -86,6 +92,7 @@ class Session:
         self._network: Network
         self._processor: Processor
         self._rehearsal: Rehearsal
+        self.left_behind = False
         self._started = False
         self._cpu_s = 0.0
 
@@ -130,10 +137,13 @@ class Session:
 
     def _say_failure(self, error: BaseException, where: str) -> None:
         known = isinstance(error, AmmeterError)
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        if known and self._place.name not in message:
+            message = f"{self._place.name}: {message}"
         self._connection.send(
             "failed",
             error=type(error).__name__ if known else "",
-            message=str(error) if known else f"{type(error).__name__}: {error}",
+            message=message,
             where=where,
             traceback="" if known else "".join(traceback.format_exception(type(error), error, error.__traceback__)),
         )
@@ -153,10 +163,13 @@ class Session:
                 "files; give both the same version"
             )
         nodes = job.topology
+        if place.name not in nodes.everyone:
+            raise TestbedError(f"{place.name}: is no node of the run {job.run_id}")
         number = nodes.names.index(place.name)
         clock = self._clock = RunClock(job.dilation)
-        keep_freed_memory()
         self._load = workload(spec, nodes, root)
+        give_back_freed_memory()
+        keep_freed_memory()  # not before: what loading needed for a moment goes back
         self._run_role = role(spec, self._load, nodes.role(place.name))
         driver = self._driver = WallDriver(place.name, number, len(nodes.names), clock, self._rows)
         network = driver.network = self._network = Network(
@@ -237,13 +250,13 @@ class Session:
         )
 
     def _on_probe_step(self, note: Note) -> None:
-        self._keep(self._probe_step(note.get("steps", int)))
+        self._keep(self._probe_step(note.get("steps", int), note.get("paced", bool)))
 
-    async def _probe_step(self, steps: int) -> None:
-        """Time steps of the whole model, on the processor and as slow as it is; the first is not counted."""
+    async def _probe_step(self, steps: int, paced: bool) -> None:
+        """Time steps of the whole model on the processor, paced or as fast as they are; the first is not counted."""
         try:
             trainer, batch = self._rehearsal.trainer, self._rehearsal.batch()
-            seconds = [await self._processor.rehearse(trainer.step, batch) for _ in range(steps + 1)]
+            seconds = [await self._processor.rehearse(paced, trainer.step, batch) for _ in range(steps + 1)]
         except Exception as error:
             self._say_failure(error, "timing its step")
             return
@@ -259,8 +272,10 @@ class Session:
         self._started = True
         self._keep(self._play())
         self._keep(self._beat())
-        _play_rates(self._network.limits.up, self._job.link.up_rates, clock)
-        _play_rates(self._network.limits.down, self._job.link.down_rates, clock)
+        limits, link = self._network.limits, self._job.link
+        for bucket, steps in ((limits.up, link.up_steps), (limits.down, link.down_steps)):
+            if bucket is not None and steps is not None:
+                self._keep(play(bucket, steps, clock))
 
     async def _play(self) -> None:
         await asyncio.sleep(max(0.0, self._clock.until_start_s()))
@@ -304,12 +319,13 @@ class Session:
     # ---- after the run --------------------------------------------------------------------------------------
 
     async def _on_stop(self, note: Note) -> None:  # noqa: ARG002
-        """Cancel what runs; a computation in progress is waited for."""
+        """Cancel what runs; what does not end in time is left alone and told."""
         cpu_s = time.process_time() - self._cpu_s if self._started else 0.0
-        await self._driver.stop()
+        stubborn = await self._driver.stop(_END_S)
         in_flight = self._network.write_in_flight()
         await self._network.close()
-        ended = await asyncio.get_running_loop().run_in_executor(None, self._processor.close, _CLOSE_S)
+        ended = await asyncio.get_running_loop().run_in_executor(None, self._processor.close, _END_S)
+        self.left_behind = bool(stubborn) or not ended
         node = self._driver.node
         assert node is not None
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -323,6 +339,7 @@ class Session:
             undelivered=self._network.undelivered,
             in_flight=in_flight,
             still_computing=not ended,
+            still_running=stubborn,
             paced=processor.paced,
             late=processor.late,
             late_s=processor.late_s,
@@ -334,16 +351,14 @@ class Session:
         """Score what the role wanted scored, now that it disturbs nobody."""
         metric, ids = self._rows.recorder.metric, self._rows.id
         fingerprints = []
-        for found in self._driver.evaluations:
-            if found.scorer is None:
-                continue
+        await self._driver.evaluations.settle()
+        while (found := self._driver.evaluations.take()) is not None:
             figures = await asyncio.get_running_loop().run_in_executor(None, found.scorer.score, *found.states)
             for name, value in figures.items():
                 metric.append(
                     metric.pack(ids(self._place.name), ids(f"{found.label}/{name}"), found.round, found.at_s, value)
                 )
             fingerprints.append([self._place.name, found.label, found.round, fingerprint(found.states)])
-        self._driver.evaluations.clear()
         self._send_rows()
         self._connection.send("scored", fingerprints=fingerprints)
 
@@ -354,12 +369,3 @@ class Session:
 def _limits(link: LinkJob) -> Limits:
     up, down = (None if rate is None else TokenBucket(rate) for rate in (link.up_bytes_per_s, link.down_bytes_per_s))
     return Limits(up, down, link.latency_s, link.jitter_s)
-
-
-def _play_rates(bucket: TokenBucket | None, rates: list[tuple[float, float]], clock: RunClock) -> None:
-    """Change the bucket's rate as the trace says."""
-    loop = asyncio.get_running_loop()
-    ahead_s = clock.until_start_s()
-    for at_s, rate in rates:
-        assert bucket is not None
-        loop.call_later(max(0.0, ahead_s + at_s), bucket.set_rate, rate)

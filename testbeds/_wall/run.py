@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 from harness.controller.conductor import Conductor
 from harness.controller.emulator import Emulator
@@ -23,9 +20,8 @@ from harness.topology import Topology
 from testbeds._fleet.boards import node_info
 from testbeds._fleet.links import topology
 from testbeds._wall.config import WallFleet
-
-PREFIX = "ammeter-run-"
-"""Of the folders of runs that are going on, in the folder for temporary files."""
+from testbeds._wall.host import HostWatch
+from testbeds._wall.ownership import FOLDER_PREFIX, claim
 
 
 def conduct(
@@ -51,7 +47,7 @@ def conduct(
     nodes = topology(bed)
     load = workload(spec, nodes, data_root)
 
-    async def whole(folder: Path) -> tuple[Outcome, Conductor]:
+    async def whole(folder: Path) -> Outcome:
         conductor = Conductor(
             spec,
             nodes,
@@ -62,12 +58,13 @@ def conduct(
             data_root,
             progress,
         )
-        return await conductor.run(), conductor
+        return await conductor.run()
 
+    watch = HostWatch()
     with run_folder() as folder:
-        outcome, conductor = asyncio.run(whole(folder))
+        outcome = asyncio.run(whole(folder))
+    outcome.notes["host"] = watch.notes()
     outcome.nodes = node_info(bed, nodes)
-    outcome.timings = conductor.timings
     outcome.partition = load.parts
     outcome.histogram = load.histogram
     return outcome
@@ -76,10 +73,9 @@ def conduct(
 @contextmanager
 def run_folder() -> Iterator[Path]:
     """Make a folder that only its owner may enter, which says whose it is; remove it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     try:
-        process = psutil.Process()
-        (folder / "controller").write_text(f"{os.getpid()} {process.create_time()}")
+        claim(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,8 @@ run        one run
 """
 
 from testbeds._wall.pace import pace
+from testbeds._wall.predicted import predicted
 from testbeds.local.config import Config, check
 from testbeds.local.run import run
 
-__all__ = ["Config", "check", "pace", "run"]
+__all__ = ["Config", "check", "pace", "predicted", "run"]

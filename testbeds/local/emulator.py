@@ -10,8 +10,9 @@ from harness.controller.emulator import Measure, Target
 from harness.experiment import RunSpec
 from harness.topology import Topology
 from harness.transport.wire import wire_bytes
-from harness.worker.job import LinkJob
+from harness.worker.job import LinkJob, RateSteps
 from testbeds._fleet.links import NodeLink, node_links
+from testbeds._fleet.schedule import Schedule
 from testbeds._wall.targets import targets
 from testbeds.local.config import Config
 from testbeds.local.processes import Processes
@@ -53,11 +54,32 @@ class LocalEmulator:
             if peer != name and mine.latency_s + other.latency_s > 0:
                 latency_s[peer] = (mine.latency_s + other.latency_s) * dilation
                 jitter_s[peer] = (mine.jitter_s**2 + other.jitter_s**2) ** 0.5 * dilation
+        up_bytes_per_s, down_bytes_per_s = (self._limit(bps) for bps in (mine.up_bps, mine.down_bps))
         return LinkJob(
-            up_bytes_per_s=_bytes_per_s(mine.up_bps, dilation, self._bed.tls),
-            down_bytes_per_s=_bytes_per_s(mine.down_bps, dilation, self._bed.tls),
+            up_bytes_per_s=up_bytes_per_s,
+            down_bytes_per_s=down_bytes_per_s,
+            up_steps=self._steps(mine.up),
+            down_steps=self._steps(mine.down),
             latency_s=latency_s,
             jitter_s=jitter_s,
+        )
+
+    def _limit(self, bps: float | None) -> float | None:
+        """Return the bytes that pass per real second: of frames, as the limiter counts; TLS and TCP/IP come on top."""
+        if bps is None:
+            return None
+        share = _BULK_BYTES / wire_bytes(_BULK_BYTES, "tls" if self._bed.tls else "tcp")
+        return bps / 8 / self._bed.dilation * share
+
+    def _steps(self, schedule: Schedule | None) -> RateSteps | None:
+        if schedule is None:
+            return None
+        trace, dilation = schedule.trace, self._bed.dilation
+        return RateSteps(
+            times_s=[time_s * dilation for time_s in trace.times_s],
+            bytes_per_s=[self._limit(bps) or 0.0 for bps in trace.rates_bps],
+            period_s=trace.period_s * dilation,
+            offset_s=schedule.offset_s * dilation,
         )
 
     def target(self, name: str) -> Target:
@@ -91,11 +113,3 @@ class LocalEmulator:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._processes.close)
-
-
-def _bytes_per_s(bps: float | None, dilation: float, encrypted: bool) -> float | None:
-    """Return what the limiter lets pass: it counts bytes of frames, the link's rate those of TLS and TCP/IP, too."""
-    if bps is None:
-        return None
-    share = _BULK_BYTES / wire_bytes(_BULK_BYTES, "tls" if encrypted else "tcp")
-    return bps / 8 / dilation * share

@@ -15,7 +15,7 @@ from harness.cost.key import name as price_name
 from harness.cost.trace import Tracer, trace
 from harness.cost.work import Work
 from harness.errors import AmmeterError, ProtocolError
-from harness.task.batch import Batch
+from harness.task.batch import batch_size, samples_in
 from profiles.device import DeviceProfile
 from profiles.price import Price, price
 
@@ -99,16 +99,10 @@ class Prices:
         plain = (self.timing and steers) or any(
             not isinstance(leaf, (torch.Tensor, type(None))) for leaf in tree_iter(value)
         )
-        samples = sum(arg.samples for arg in args if isinstance(arg, Batch))
         entry = self.entries[key] = Entry(
-            key, name, work, value if self.timing else None, plain, samples, samples or _batch_size(args)
+            key, name, work, value if self.timing else None, plain, samples_in(args), batch_size(args)
         )
         return entry, value
-
-
-def _batch_size(args: tuple[Any, ...]) -> int:
-    """Return the first dimension of the first tensor that has one, 0 without."""
-    return next((leaf.shape[0] for leaf in tree_iter(args) if isinstance(leaf, torch.Tensor) and leaf.dim() > 1), 0)
 
 
 def _work_until_value(fn: Callable[..., Any], args: tuple[Any, ...]) -> Work:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from results import environment
-from tests.bench import aggregate, clock, learn, prices, records, scale, star, transport
+from tests.bench import aggregate, clock, learn, prices, real, records, scale, shaping, star, transport
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -26,7 +26,7 @@ def main() -> None:
         f"Machine: {host['processor']}, {host['cores']} cores, {host['memory_bytes'] / 2**30:.0f} GiB, "
         f"{platform.system()}, Python {platform.python_version()}, torch {torch.__version__}; {date.today()}.\n",
     ]
-    for part in (clock, star, prices, scale, records, learn, aggregate, transport):
+    for part in (clock, star, prices, scale, records, learn, aggregate, transport, shaping, real):
         text = part.report()
         print(text)
         parts.append(text)

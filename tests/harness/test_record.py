@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from harness import record
+from harness.errors import StoreError
 from harness.record import NAMED, TABLES, Recorder, dtype
 
 VALUES = {"i": lambda n: n % 7, "q": lambda n: 2**40 + n, "d": lambda n: n / 3}
@@ -135,6 +137,25 @@ def test_names_are_small_integers_and_back():
     ids = [recorder.id(name) for name in ("server", "device-0", "server", "update")]
     assert ids == [0, 1, 0, 2]
     assert recorder.names == ["server", "device-0", "update"]
+
+
+def test_rows_of_a_run_that_failed_are_read_with_their_names(tmp_path: Path):
+    recorder = Recorder(tmp_path)
+    node, what = recorder.id("device-0"), recorder.id("Trainer.step")
+    compute = recorder.compute
+    compute.append(compute.pack(node, 0, what, 16, 0.25, 0.5, 1e9, 2))
+    recorder.close()
+    with (tmp_path / "compute.rows").open("ab") as file:
+        file.write(b"torn")  # whoever wrote was killed
+    tables, names = record.read(tmp_path)
+    assert list(tables) == list(TABLES)
+    assert [(names[row["node"]], names[row["what"]], row["end_s"]) for row in tables["compute"]] == [
+        ("device-0", "Trainer.step", 0.5)
+    ]
+    assert len(tables["wait"]) == 0
+    recorder.discard()
+    with pytest.raises(StoreError, match=r"names\.json: cannot be read .* mean nothing"):
+        record.read(tmp_path)
 
 
 def test_every_column_that_holds_a_name_is_an_integer():

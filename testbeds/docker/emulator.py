@@ -1,0 +1,280 @@
+"""What the docker testbed does for a run: a container per node, quotas, memory, shaped links; all of it undone."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.controller.emulator import Measure, Target
+from harness.errors import TestbedError
+from harness.experiment import RunSpec
+from harness.topology import Topology
+from harness.worker.job import LinkJob
+from testbeds._fleet.boards import boards
+from testbeds._fleet.links import NodeLink, node_links
+from testbeds._fleet.schedule import Schedule
+from testbeds._wall.room import check_room, host_cores, shares
+from testbeds._wall.targets import targets
+from testbeds.docker import cgroup, counters, shaping_tc
+from testbeds.docker.calibration import Calibrated, calibrate, host_step_s
+from testbeds.docker.config import Config
+from testbeds.docker.engine import MANAGEMENT, Engine
+from testbeds.docker.limits import Limits, cpusets, period_s
+from testbeds.docker.shaping import Direction, Shape, Shaper
+
+_LOOK_S = 0.5
+
+
+class DockerEmulator:
+    """One run on containers of this host."""
+
+    def __init__(self, spec: RunSpec, nodes: Topology, folder: Path, data_root: Path | None) -> None:
+        bed = spec.bed
+        assert isinstance(bed, Config)
+        self.host = ""
+        self._bed = bed
+        self._nodes = nodes
+        self._folder = folder
+        self._data_root = data_root
+        self._links = dict.fromkeys(nodes.names, NodeLink())
+        if bed.shaped:
+            self._links = node_links(bed, nodes, spec.seed, data_root)
+        self._boards = boards(bed, nodes)
+        self._threads = bed.threads_of(nodes)
+        self._targets = targets(spec, nodes, self._links, bed.compute != "native", data_root)
+        self._engine = Engine(f"{spec.id[:6]}-{secrets.token_hex(3)}", bed.image)
+        self._keys = folder
+        self._cpusets = cpusets(dict(self._threads), host_cores()) if bed.compute == "native" else {}
+        self._limits: dict[str, Limits] = {}
+        self._calibrated: dict[str, Calibrated] = {}
+        self._host_steps: dict[int, float] = {}
+        self._measuring = asyncio.Lock()
+        self._shapers: dict[str, Shaper] = {}
+        self._pids: dict[str, int] = {}
+        self._veths: dict[str, str] = {}
+        self._before: dict[str, counters.Counters] = {}
+        self._spent_before: dict[str, cgroup.CpuStat] = {}
+        self._figures: dict[str, dict[str, Any]] = {}
+        self._gone: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- containers -----------------------------------------------------------------------------------------
+
+    async def open(self, keys: Path) -> None:
+        self._keys = keys
+        await self._engine.open()
+        self.host = self._engine.gateway(MANAGEMENT)
+        self._keep(self._look())
+
+    async def start(self, name: str, incarnation: int, port: int) -> None:
+        engine = self._engine
+        here = Path.cwd()
+        shown = [here, *([self._data_root] if self._data_root is not None else [])]
+        command = [*engine.image.worker, "--name", name, "--controller", f"{self.host}:{port}"]
+        command += ["--keys", str(self._keys), "--listen", engine.address(name, "data")]
+        command += ["--incarnation", str(incarnation)]
+        threads = str(self._threads[name])
+        started = await engine.start(
+            name,
+            command,
+            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            mounts=engine.image.mounts(shown),
+            limits=self._unthrottled(name),
+            keys=self._keys,
+            workdir=here,
+        )
+        self._pids[name] = started.pid
+        self._gone.pop(name, None)
+        self._shapers.pop(name, None)
+        cable = await engine.interface(name)
+        self._veths[name] = cable.veth
+        if self._bed.shaped:
+            self._shapers[name] = await asyncio.to_thread(Shaper, started.pid, cable.inside, cable.veth)
+
+    def _unthrottled(self, name: str) -> Limits:
+        return Limits(
+            cores=self._threads[name],
+            memory_bytes=self._boards[name].memory_bytes if self._bed.memory else None,
+            cpuset=self._cpusets.get(name),
+        )
+
+    def link(self, name: str) -> LinkJob:
+        """The kernel limits the rates; where it has no netem, the transport is late in its stead."""
+        if not self._bed.shaped or shaping_tc.supports("netem"):
+            return LinkJob()
+        mine, dilation = self._links[name], self._bed.dilation
+        latency_s, jitter_s = {}, {}
+        for peer, other in self._links.items():
+            if peer != name and mine.latency_s + other.latency_s > 0:
+                latency_s[peer] = (mine.latency_s + other.latency_s) * dilation
+                jitter_s[peer] = (mine.jitter_s**2 + other.jitter_s**2) ** 0.5 * dilation
+        return LinkJob(latency_s=latency_s, jitter_s=jitter_s)
+
+    def target(self, name: str) -> Target:
+        return self._targets[name]
+
+    # ---- throttles ------------------------------------------------------------------------------------------
+
+    async def throttle(self, name: str, measure: Measure) -> None:
+        if self._bed.compute != "native":
+            async with self._measuring:  # beside others the host would look slower than it is
+                await self._look_at_host(self._threads[name], measure)
+        if self._bed.compute == "quota":
+            await self._calibrate(name, measure)
+        if name in self._shapers:
+            link = self._links[name]
+            await asyncio.to_thread(self._shapers[name].apply, self._shape(link, "up"), self._shape(link, "down"))
+
+    async def _look_at_host(self, threads: int, measure: Measure) -> None:
+        if threads not in self._host_steps:
+            self._host_steps[threads] = await host_step_s(measure)
+        if set(self._host_steps) >= set(self._threads.values()):
+            check_room(self._shares(), self._threads, host_cores(), self._bed.dilation)
+
+    def _shares(self) -> dict[str, float]:
+        """Return the processors' worth of time that each node needs."""
+        wanted = {name: self._target_s(name) for name in self._nodes.names}
+        steps = {name: self._host_steps[self._threads[name]] for name in self._nodes.names}
+        return shares(steps, wanted, self._threads)
+
+    def _target_s(self, name: str) -> float:
+        """Return how long a step is to take, in real seconds."""
+        step_s = self._targets[name].step_s
+        assert step_s is not None
+        return step_s * self._bed.dilation
+
+    async def _calibrate(self, name: str, measure: Measure) -> None:
+        target_s, most = self._target_s(name), float(self._threads[name])
+
+        async def grant(cpus: float) -> None:
+            free = self._unthrottled(name)
+            self._limits[name] = Limits(
+                cpus, free.cores, period_s(cpus, target_s), free.memory_bytes, self._cpusets.get(name)
+            )
+            await self._engine.limit(name, self._limits[name])
+
+        share = min(self._host_steps[self._threads[name]] * most / target_s, most)
+        self._calibrated[name] = await calibrate(measure, grant, share, most, target_s)
+
+    def _shape(self, link: NodeLink, direction: Direction) -> Shape:
+        bps = link.up_bps if direction == "up" else link.down_bps
+        dilation = self._bed.dilation
+        loss = link.loss_fraction if shaping_tc.supports("netem") else 0.0
+        return Shape(None if bps is None else bps / dilation, link.latency_s * dilation, link.jitter_s * dilation, loss)
+
+    # ---- the run --------------------------------------------------------------------------------------------
+
+    async def begin(self, in_s: float) -> None:
+        for name in self._nodes.names:
+            self._before[name] = self._count(name)
+            self._spent_before[name] = cgroup.cpu_stat(self._engine.group(name))
+        start_s = time.monotonic() + in_s
+        for name, link in self._links.items():
+            for direction, schedule in (("up", link.up), ("down", link.down)):
+                if schedule is not None and name in self._shapers:
+                    self._keep(self._play(name, "up" if direction == "up" else "down", schedule, start_s))
+
+    async def _play(self, name: str, direction: Direction, schedule: Schedule, start_s: float) -> None:
+        """Change a rate as its trace says."""
+        trace, dilation = schedule.trace, self._bed.dilation
+        cycle, index = trace.step_at(schedule.offset_s)
+        while True:
+            bps = trace.rates_bps[index] / dilation
+            await asyncio.to_thread(self._shapers[name].set_rate, direction, bps)
+            ends_s = trace.step_ends_s(cycle, index) - schedule.offset_s
+            await asyncio.sleep(start_s + ends_s * dilation - time.monotonic())
+            cycle, index = trace.step_after(cycle, index)
+
+    async def relax(self, name: str) -> None:
+        await self._note(name)
+        await self._engine.limit(name, self._unthrottled(name))
+
+    async def _note(self, name: str) -> None:
+        """Write down what the kernel has counted since the run began."""
+        group = self._engine.group(name)
+        now, before = cgroup.cpu_stat(group), self._spent_before.get(name)
+        figures: dict[str, Any] = {"memory_peak_bytes": cgroup.memory_peak_bytes(group)}
+        if before is not None:
+            figures["cpu"] = {key: value - getattr(before, key) for key, value in asdict(now).items()}
+        if name in self._before:
+            crossed = self._count(name) - self._before[name]
+            # the host's end: what it has received the container has sent
+            figures["interface"] = {
+                "tx_bytes": crossed.rx_bytes,
+                "rx_bytes": crossed.tx_bytes,
+                "tx_packets": crossed.rx_packets,
+                "rx_packets": crossed.tx_packets,
+            }
+        self._figures[name] = figures
+
+    def _count(self, name: str) -> counters.Counters:
+        return counters.read(self._veths[name])
+
+    async def kill(self, name: str) -> None:
+        self._gone.pop(name, None)
+        self._pids.pop(name, None)
+        await self._engine.kill(name)
+
+    def gone(self) -> dict[str, str]:
+        return dict(self._gone)
+
+    async def _look(self) -> None:
+        """See which containers have ended, and how."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for name, pid in list(self._pids.items()):
+                if name in self._gone or Path(f"/proc/{pid}").exists():
+                    continue
+                try:
+                    state = await self._engine.state(name)
+                    if state.running:
+                        continue
+                    last = (await self._engine.logs(name, 1)).strip()
+                except TestbedError as error:
+                    self._gone[name] = f"has lost its container ({error})"
+                    continue
+                self._gone[name] = self._how(name, state.exit_code, state.oom_killed, last)
+
+    def _how(self, name: str, code: int | None, oom: bool, last: str) -> str:
+        if oom:
+            size = self._boards[name].memory_bytes / 2**20
+            return f"was killed for want of memory: the work does not fit the {size:,.0f} MiB of its board"
+        if code is not None and code > 128:
+            return f"was killed by signal {code - 128}"
+        return f"has exited with status {code}" + (f" ({last})" if last else "")
+
+    # ---- the end --------------------------------------------------------------------------------------------
+
+    def notes(self) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "compute": self._bed.compute,
+            "image": self._bed.image,
+            "medium": "separate",
+            "host_step_s": {str(threads): step_s for threads, step_s in self._host_steps.items()},
+            "nodes": {
+                name: {
+                    "limits": asdict(self._limits.get(name, self._unthrottled(name))),
+                    "calibration": asdict(self._calibrated[name]) if name in self._calibrated else None,
+                    "shaping": self._shapers[name].describe() if name in self._shapers else None,
+                    **self._figures.get(name, {}),
+                }
+                for name in self._nodes.names
+            },
+        }
+        return found
+
+    def _keep(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._engine.close()

@@ -1,0 +1,25 @@
+"""One run on containers of this host."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from harness.experiment import RunSpec
+from harness.record import Recorder
+from harness.run import Progress
+from harness.testbed import Outcome
+from testbeds._wall.run import conduct
+from testbeds.docker.config import Config
+from testbeds.docker.emulator import DockerEmulator
+
+
+def run(spec: RunSpec, recorder: Recorder, data_root: Path | None = None, progress: Progress | None = None) -> Outcome:
+    """Run `spec` on the wall clock, on containers of this host.
+
+    Raises:
+        AmmeterError: no engine, a host that is too small, a wrong setting, a lost node, a hang, ...
+    """
+    assert isinstance(spec.bed, Config)
+    paced = spec.bed.compute == "paced"
+    return conduct(spec, recorder, data_root, progress, paced, partial(DockerEmulator, data_root=data_root))
