@@ -336,16 +336,17 @@ def presented(summed: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row in summed.to_dict("records"):
         node = row["node"] if row["node"] != TOTAL else ""
+        told = pd.isna(row["met"])
         shown = {
             "method": str(row["label"]),
             "quantity": str(row["quantity"]),
             "worst at": ", ".join(filter(None, (node, f"seed {row['seed']}" if several else ""))) or "–",
             "predicted": _value(row["predicted"], row["unit"]),
             "measured": _value(row["measured"], row["unit"]),
-            "error": _percent(row["error"], "+.1f"),
-            "mean |error|": _percent(row["mean_error"], ".1f"),
-            "tolerance": "told only" if pd.isna(row["tolerance"]) else _tolerance(row),
-            "met": "" if pd.isna(row["met"]) else "yes" if row["met"] else "NO",
+            "error": "" if told else _percent(row["error"], "+.1f"),
+            "mean |error|": "" if told else _percent(row["mean_error"], ".1f"),
+            "tolerance": "told only" if told else _tolerance(row),
+            "met": "" if told else "yes" if row["met"] else "NO",
         }
         rows.append(shown)
     return pd.DataFrame(rows)

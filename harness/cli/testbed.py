@@ -1,7 +1,7 @@
 """What testbeds have standing on this machine: see it, and remove what killed runs have left behind.
 
-`ammeter testbed status` lists containers, networks and folders of runs, also of those that are going on; `ammeter testbed
-clean` removes what belongs to no live run.
+`ammeter testbed status` lists containers, networks and folders of runs, also of those that are going on; `ammeter
+testbed clean` removes what belongs to no live run.
 """
 
 from __future__ import annotations

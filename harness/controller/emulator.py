@@ -21,14 +21,14 @@ class Target:
         up_bps, down_bps: of its link, TCP/IP headers included; None = as fast as it is.
         latency_s: its share of a one-way latency.
         step_s: a step of the whole model; None = as fast as it is.
-        limited_by: what holds it back, for the record ("pacing", "quota", ...).
+        late_both_ways: acknowledgements are late by the latency, too (the transport delays messages only).
     """
 
     up_bps: float | None = None
     down_bps: float | None = None
     latency_s: float = 0.0
     step_s: float | None = None
-    limited_by: str = ""
+    late_both_ways: bool = False
 
 
 class Emulator(Protocol):

@@ -72,10 +72,10 @@ class Losses:
         sentence = f"{member.name} {why}, {at_s:.2f} s into the run"
         if self._is_fatal(member):
             self._course.fail(PeerLost(f"{sentence}; {self._rule(member)}"))
-            return
-        self._tell(member, "lost")
-        await self._emulator.kill(member.name)
-        if self._settings.on_loss == "rejoin":
+        else:
+            self._tell(member, "lost")
+        await self._emulator.kill(member.name)  # frozen, or cut off: it must not come back
+        if not self._is_fatal(member) and self._settings.on_loss == "rejoin":
             self._tasks.keep(self._rejoin(member))
 
     def at_end(self, member: Member, why: str) -> None:

@@ -18,6 +18,7 @@ from harness.worker.session import CONTROLLER
 
 MOST_STRANGERS = 100
 _BYE_S = 2.0
+_LOOK_S, _DYING_LOOKS = 0.02, 50
 
 On = Mapping[str, Callable[[Member, Note], None]]
 
@@ -102,11 +103,20 @@ class Reception:
             while member.connection is connection:
                 self._hear(member, await connection.receive())
         except ConnectionGone as error:
+            how = f"has left ({error})" if error.orderly else await self._death(member.name, error)
             if member.connection is connection:
-                await self._losses.lose(member, self._gone().get(member.name) or f"has left ({error})")
+                await self._losses.lose(member, how)
         except TransportError as error:
             if member.connection is connection:
                 await self._losses.lose(member, f"said what makes no sense ({error})")
+
+    async def _death(self, name: str, error: ConnectionGone) -> str:
+        """Say how a node has ended whose connection has: its process may take a moment longer."""
+        for _ in range(_DYING_LOOKS):
+            if how := self._gone().get(name):
+                return how
+            await asyncio.sleep(_LOOK_S)
+        return f"has left ({error})"
 
     def _hear(self, member: Member, note: Note) -> None:
         member.heard_s = time.monotonic()

@@ -44,7 +44,7 @@ def pacing(members: Iterable[Member]) -> dict[str, dict[str, Any]]:
 def timings(members: Iterable[Member]) -> dict[str, dict[str, dict[str, Any]]]:
     """Return what each node has computed, by digest (see harness.worker.processor.Processor.timings)."""
     return {
-        member.name: {row["digest"]: row for row in member.bundle.stopped.get("timings", list)}
+        member.name: {row.pop("digest"): row for row in map(dict, member.bundle.stopped.get("timings", list))}
         for member in members
         if member.bundles and member.bundle.stopped is not None
     }

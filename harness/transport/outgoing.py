@@ -1,4 +1,7 @@
-"""The sending end of a channel: messages in order, one in flight, each over when its receiver has acknowledged it.
+"""The sending end of a channel: messages in order, each over when its receiver has acknowledged it.
+
+The next one begins when the last byte of the one before has left: waiting for its acknowledgement would cost a latency
+per message, which one TCP connection does not take.
 
 It runs on the event loop's callbacks alone: no task, so nothing that could be collected, and no hop between a post
 and its first byte. A frame goes out in slices; asyncio holds at most what it could not give to the kernel of one
@@ -112,7 +115,8 @@ class Outgoing(asyncio.BufferedProtocol):
         self._transport: Any = None
         self._reader = acknowledgement.Reader()
         self._queue: deque[Transfer] = deque()
-        self._current: Transfer | None = None
+        self._current: Transfer | None = None  # whose frame is being sent
+        self._flying: deque[Transfer] = deque()  # sent, not acknowledged yet
         self._parts: deque[memoryview] = deque()  # of the current frame, not yet through the bucket
         self._line: deque[tuple[float, memoryview]] = deque()  # through it, on their delayed way
         self._line_timer: asyncio.TimerHandle | None = None
@@ -140,15 +144,15 @@ class Outgoing(asyncio.BufferedProtocol):
         self.backlog_bytes += transfer.payload_bytes
         if not self.is_open:
             self._lose(transfer, self._error or TransportError(f"{self.src}: the connection to {self.dst} is closed"))
-        elif self._current is not None or self._queue:
-            self._queue.append(transfer)
         else:
-            self._begin(transfer)
+            self._queue.append(transfer)
+            if not self._turn:
+                self._pump()
         return transfer
 
     def pending(self) -> list[Transfer]:
-        """Return what is in flight, then what waits."""
-        return ([] if self._current is None else [self._current]) + list(self._queue)
+        """Return what is on its way, then what waits."""
+        return [*self._flying, *([] if self._current is None else [self._current]), *self._queue]
 
     async def close(self) -> None:
         """Close the connection; what is not acknowledged is LOST. Wait until it is gone."""
@@ -172,33 +176,32 @@ class Outgoing(asyncio.BufferedProtocol):
 
     # ---- sending
 
-    def _begin(self, transfer: Transfer) -> None:
-        try:
-            frame = encode(transfer.message, self._limits)
-        except TransportError as error:
-            self._lose(transfer, error)
-            if self._queue:
-                self._loop.call_soon(self._next)
-            return
-        transfer.frame_bytes = frame.frame_bytes
-        self._current = transfer
-        parts = frame.parts if frame.frame_bytes > SMALL_BYTES else [memoryview(b"".join(frame.parts))]
-        self._parts.extend(parts)
-        if self._stall_s is not None:
-            self._moved_s = self._loop.time()
-            if self._stall_timer is None:
+    def _load(self) -> bool:
+        """Make the next message's frame the current one; return whether there is one."""
+        while self._queue:
+            transfer = self._queue.popleft()
+            try:
+                frame = encode(transfer.message, self._limits)
+            except TransportError as error:
+                self._lose(transfer, error)
+                continue
+            transfer.frame_bytes = frame.frame_bytes
+            self._current = transfer
+            joined = frame.frame_bytes <= SMALL_BYTES
+            self._parts.extend([memoryview(b"".join(frame.parts))] if joined else frame.parts)
+            if self._stall_s is not None and self._stall_timer is None:
+                self._moved_s = self._loop.time()
                 self._stall_timer = self._loop.call_later(self._stall_s, self._check_stall)
-        self._pump()
-
-    def _next(self) -> None:
-        if self._current is None and self._queue and self.is_open:
-            self._begin(self._queue.popleft())
+            return True
+        return False
 
     def _pump(self) -> None:
-        """Write slices until the socket is full, the bucket empty, the frame out, or others are due."""
+        """Write slices until the socket is full, the bucket empty, all frames out, or others are due."""
         self._turn = False
         room = _TURN_BYTES
-        while self._parts and not self._paused and not self._taking and self.is_open:
+        while not self._paused and not self._taking and self.is_open:
+            if not self._parts and not self._load():
+                return
             if room <= 0:
                 if not self._turn:
                     self._turn = True
@@ -233,6 +236,10 @@ class Outgoing(asyncio.BufferedProtocol):
             self._line.append((self._delay.release(self._loop.time()), part))
             if self._line_timer is None:
                 self._line_timer = self._loop.call_at(self._line[0][0], self._arrive)
+        if not self._parts:  # the last byte has left: the next message may
+            assert self._current is not None
+            self._flying.append(self._current)
+            self._current = None
 
     def _begins(self) -> None:
         """The current message is on its way."""
@@ -260,7 +267,8 @@ class Outgoing(asyncio.BufferedProtocol):
     def _check_stall(self) -> None:
         assert self._stall_s is not None
         self._stall_timer = None
-        if self._current is None or not self.is_open:
+        slowest = self._flying[0] if self._flying else self._current
+        if slowest is None or not self.is_open:
             return
         now_s = self._loop.time()
         if not self._paused and (self._taking or self._line):  # it is our own pacing that holds it
@@ -269,7 +277,7 @@ class Outgoing(asyncio.BufferedProtocol):
             self.abort(
                 TransportError(
                     f"{self.src}: {self.dst} has neither taken nor acknowledged anything of "
-                    f"{self._current.message.tag!r} for {self._stall_s:g} s"
+                    f"{slowest.message.tag!r} for {self._stall_s:g} s"
                 )
             )
         else:
@@ -298,6 +306,7 @@ class Outgoing(asyncio.BufferedProtocol):
         self._parts.clear()
         self._line.clear()
         lost = self.pending()
+        self._flying.clear()
         self._current = None
         self._queue.clear()
         for transfer in lost:
@@ -314,17 +323,15 @@ class Outgoing(asyncio.BufferedProtocol):
         if found.status == acknowledgement.BROKEN:
             self.abort(TransportError(f"{self.src}: {self.dst} refused the connection: {found.text}"))
             return
-        transfer = self._current
-        if transfer is None or self._parts or self._line or found.serial != transfer.message.serial:
+        if not self._flying or found.serial != self._flying[0].message.serial:
             self.abort(TransportError(f"{self.src}: {self.dst} acknowledged {found.serial}, which is not in flight"))
             return
-        self._current = None
+        transfer = self._flying.popleft()
         transfer.acknowledged_s = self._clock()
         transfer.first_byte_s = found.first_byte_s
         transfer.arrived_s = found.last_byte_s
         transfer.status = ARRIVED if found.status == acknowledgement.ARRIVED else REFUSED
         self._settle(transfer)
-        self._next()
 
     # ---- asyncio's side
 

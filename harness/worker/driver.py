@@ -53,6 +53,7 @@ class WallDriver:
         self._nodes = nodes
         self._activities: dict[asyncio.Task[Any], WallActivity] = {}  # strong references: asyncio's are weak
         self._steps = 0
+        self._woken: dict[int, int] = {}  # of daemons: what had moved when they woke up last
 
     # ---- clock, futures, activities -------------------------------------------------------------------------
 
@@ -88,7 +89,10 @@ class WallDriver:
 
     def waited(self, activity: WallActivity, future: WallFuture, since_s: float, end_s: float) -> None:
         """A wait is over: write its row."""
-        self._steps += 1
+        if activity.daemon and future.kind == record.SLEEP:
+            self._woken[activity.lane] = self.moved  # what it does now will tell whether it was worth it
+        else:
+            self._steps += 1
         if future.kind == record.COMPUTE:  # its row says so
             self.abandoned(activity, future)
             return
@@ -205,17 +209,24 @@ class WallDriver:
 
     @property
     def moved(self) -> int:
-        """Grows whenever an activity goes on or a message comes or goes."""
+        """Grows whenever an activity goes on, but for daemons that wake up, or a message comes or goes."""
         return self._steps + self.network.moved
 
     def stuck(self) -> bool:
         """Whether nothing can happen here unless somebody else moves: no computation, no timer, nothing on its way."""
         if self.over or self.node is None or self.processor.computing or self.network.outstanding:
             return self.over
-        # a daemon that sleeps will go on, too, and others may wait for what it does then
-        if any(a.waiting is None or a.waiting.kind not in _FOR_OTHERS for a in self._activities.values()):
+        if not all(self._waits_for_others(activity) for activity in self._activities.values()):
             return False
         return not any(wait.timer is not None for wait in self.node.mailbox.waits() if not wait.future.done())
+
+    def _waits_for_others(self, activity: WallActivity) -> bool:
+        """A daemon that sleeps will go on, and others may wait for what it does then; not so if it merely polls: it has
+        slept before, and since then nothing has moved here."""
+        waiting = activity.waiting
+        if waiting is not None and waiting.kind == record.SLEEP and activity.daemon:
+            return self._woken.get(activity.lane) == self.moved
+        return waiting is not None and waiting.kind in _FOR_OTHERS
 
     def wants(self) -> str:
         """Say what the role waits for; "" if it is over."""

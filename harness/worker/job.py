@@ -40,7 +40,8 @@ class LinkJob(BaseModel):
     Attributes:
         up_bytes_per_s, down_bytes_per_s: None = not limited here.
         up_steps, down_steps: how the rate changes from the start of the run on; None = not at all.
-        latency_s, jitter_s: one way, per peer.
+        latency_s, jitter_s: what the transport delays, one way, per peer.
+        path_latency_s: how late the path is, whoever delays it, per peer (seconds of the run).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +52,7 @@ class LinkJob(BaseModel):
     down_steps: RateSteps | None = None
     latency_s: dict[str, Seconds] = {}
     jitter_s: dict[str, Seconds] = {}
+    path_latency_s: dict[str, Seconds] = {}
 
 
 class Job(BaseModel):

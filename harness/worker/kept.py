@@ -83,6 +83,9 @@ class Kept:
             return None
         found = self._waiting.popleft()
         found.states = tree_map_only(_Filed, self._read, found.states)
+        if not self._waiting and self._file is not None:
+            self._file.close()
+            self._file = None
         return found
 
     async def _write(self) -> None:

@@ -48,12 +48,14 @@ class Limits:
     Attributes:
         up, down: shared by all channels of that direction; None = nothing is limited.
         latency_s: per peer, one way, real seconds; jitter_s: see transport.limiter.Delay.
+        path_latency_s: per peer, seconds of the run, whoever delays it.
     """
 
     up: TokenBucket | None = None
     down: TokenBucket | None = None
     latency_s: Mapping[str, float] = field(default_factory=dict)
     jitter_s: Mapping[str, float] = field(default_factory=dict)
+    path_latency_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class _Post:
@@ -72,15 +74,17 @@ class _Way:
 
     Attributes:
         posts: what is not settled, the one in flight first.  posted_bytes: of their payloads.
+        arrived_s: when the last message that has arrived was there.
     """
 
-    __slots__ = ("connecting", "outgoing", "posted_bytes", "posts")
+    __slots__ = ("arrived_s", "connecting", "outgoing", "posted_bytes", "posts")
 
     def __init__(self) -> None:
         self.outgoing: Outgoing | None = None
         self.connecting: asyncio.Task[None] | None = None
         self.posts: deque[_Post] = deque()
         self.posted_bytes = 0
+        self.arrived_s = -1.0
 
     def waiting_bytes(self, more: int) -> int:
         """Payload bytes that would wait for those in flight if so many more were posted."""
@@ -258,7 +262,7 @@ class Network:
         message, transfer = post.message, post.transfer
         assert transfer is not None
         way.remove(post)
-        message.started_s = transfer.started_s
+        message.started_s = self._started(way, transfer)
         message.wire_bytes = wire_bytes(transfer.frame_bytes or message.payload_bytes, self._framing)
         if transfer.status == LOST:
             if way.outgoing is not None and way.outgoing.is_open:  # no frame can carry it
@@ -275,13 +279,21 @@ class Network:
                 check_frozen(message)
             except ProtocolError as error:
                 self._failed(error)
-            message.arrived_s = transfer.arrived_s
+            message.arrived_s = way.arrived_s = transfer.arrived_s
             self._write(message, record.DELIVERED)
         else:
             self.undelivered += 1
             self._write(message, record.UNDELIVERED)
         post.handle.set_result(None, message.serial)
         self._one_less()
+
+    def _started(self, way: _Way, transfer: Transfer) -> float:
+        """Return when a message began to cross the link: not before the last byte of the one before it had left.
+
+        It may have been given to the kernel, which queues it, long before.
+        """
+        left_s = way.arrived_s - self.limits.path_latency_s.get(transfer.message.dst, 0.0)
+        return max(transfer.started_s, min(left_s, transfer.first_byte_s))
 
     def _refuse(self, message: Message, handle: WallFuture) -> None:
         """A message that will not get there: counted, and nobody hangs on it."""

@@ -176,6 +176,7 @@ class Processor:
 
     def _done(self, job: Job, value: Any, error: BaseException | None) -> None:
         self._open -= 1
+        job.args = ()  # who keeps the handle keeps no more than the value
         if error is not None:
             job.set_exception(error)
         else:

@@ -138,8 +138,9 @@ class Session:
     def _say_failure(self, error: BaseException, where: str) -> None:
         known = isinstance(error, AmmeterError)
         message = str(error) if known else f"{type(error).__name__}: {error}"
-        if known and self._place.name not in message:
-            message = f"{self._place.name}: {message}"
+        name = self._place.name
+        if known and not message.startswith((f"{name}:", f"{name} ")):
+            message = f"{name}: {message}"
         self._connection.send(
             "failed",
             error=type(error).__name__ if known else "",
@@ -368,4 +369,4 @@ class Session:
 
 def _limits(link: LinkJob) -> Limits:
     up, down = (None if rate is None else TokenBucket(rate) for rate in (link.up_bytes_per_s, link.down_bytes_per_s))
-    return Limits(up, down, link.latency_s, link.jitter_s)
+    return Limits(up, down, link.latency_s, link.jitter_s, link.path_latency_s)

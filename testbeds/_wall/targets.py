@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.controller.emulator import Target
@@ -31,6 +32,11 @@ def targets(
         # a trace's first rates are probed with the rest of the link's: at its mean
         found[name] = Target(link.up_bps, link.down_bps, link.latency_s, step_s)
     return found
+
+
+def real_steps(found: Mapping[str, Target], dilation: float) -> dict[str, float]:
+    """Return how long the step of each node is to take, in real seconds; none where it takes what it takes."""
+    return {name: target.step_s * dilation for name, target in found.items() if target.step_s is not None}
 
 
 def _step(load: Workload):  # type: ignore[no-untyped-def]

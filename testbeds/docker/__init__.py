@@ -12,9 +12,10 @@ gpu          what can be taken away from a GPU
 """
 
 from testbeds._wall.pace import pace
+from testbeds._wall.predicted import predicted
 from testbeds.docker import leftovers
 from testbeds.docker.config import Config, check
 from testbeds.docker.doctor import doctor
 from testbeds.docker.run import run
 
-__all__ = ["Config", "check", "doctor", "leftovers", "pace", "run"]
+__all__ = ["Config", "check", "doctor", "leftovers", "pace", "predicted", "run"]

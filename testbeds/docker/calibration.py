@@ -1,7 +1,7 @@
 """The quota at which a step takes as long as on the board.
 
-A step on the unthrottled host says how large a share it needs; under that quota it takes somewhat longer or shorter than
-the quotient says (the kernel grants time in periods, caches cool down), so it is measured there and corrected.
+A step on the unthrottled host says how large a share it needs; under that quota it takes somewhat longer or shorter
+than the quotient says (the kernel grants time in periods, caches cool down), so it is measured there and corrected.
 """
 
 from __future__ import annotations
@@ -32,11 +32,6 @@ class Calibrated:
     target_s: float
     step_s: float
     tries: int
-
-
-async def host_step_s(measure: Measure) -> float:
-    """Return how long a step takes on the unthrottled host."""
-    return median([await measure() for _ in range(MEASUREMENTS)])
 
 
 async def calibrate(

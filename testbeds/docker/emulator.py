@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from harness.worker.job import LinkJob
 from testbeds._fleet.boards import boards
 from testbeds._fleet.links import NodeLink, node_links
 from testbeds._fleet.schedule import Schedule
-from testbeds._wall.room import check_room, host_cores, shares
-from testbeds._wall.targets import targets
+from testbeds._wall.delays import delays
+from testbeds._wall.room import Room, host_cores
+from testbeds._wall.targets import real_steps, targets
 from testbeds.docker import cgroup, counters, shaping_tc
-from testbeds.docker.calibration import Calibrated, calibrate, host_step_s
+from testbeds.docker.calibration import Calibrated, calibrate
 from testbeds.docker.config import Config
 from testbeds.docker.engine import MANAGEMENT, Engine
 from testbeds.docker.limits import Limits, cpusets, period_s
@@ -51,8 +52,8 @@ class DockerEmulator:
         self._cpusets = cpusets(dict(self._threads), host_cores()) if bed.compute == "native" else {}
         self._limits: dict[str, Limits] = {}
         self._calibrated: dict[str, Calibrated] = {}
-        self._host_steps: dict[int, float] = {}
-        self._measuring = asyncio.Lock()
+        self._target_s = real_steps(self._targets, bed.dilation)
+        self._room = Room(self._target_s, self._threads, bed.dilation)
         self._shapers: dict[str, Shaper] = {}
         self._pids: dict[str, int] = {}
         self._veths: dict[str, str] = {}
@@ -104,51 +105,27 @@ class DockerEmulator:
 
     def link(self, name: str) -> LinkJob:
         """The kernel limits the rates; where it has no netem, the transport is late in its stead."""
-        if not self._bed.shaped or shaping_tc.supports("netem"):
+        if not self._bed.shaped:
             return LinkJob()
-        mine, dilation = self._links[name], self._bed.dilation
-        latency_s, jitter_s = {}, {}
-        for peer, other in self._links.items():
-            if peer != name and mine.latency_s + other.latency_s > 0:
-                latency_s[peer] = (mine.latency_s + other.latency_s) * dilation
-                jitter_s[peer] = (mine.jitter_s**2 + other.jitter_s**2) ** 0.5 * dilation
-        return LinkJob(latency_s=latency_s, jitter_s=jitter_s)
+        return LinkJob(**delays(self._links, name, self._bed.dilation, not shaping_tc.supports("netem")))
 
     def target(self, name: str) -> Target:
-        return self._targets[name]
+        late = self._bed.shaped and shaping_tc.supports("netem")
+        return replace(self._targets[name], late_both_ways=late)
 
     # ---- throttles ------------------------------------------------------------------------------------------
 
     async def throttle(self, name: str, measure: Measure) -> None:
         if self._bed.compute != "native":
-            async with self._measuring:  # beside others the host would look slower than it is
-                await self._look_at_host(self._threads[name], measure)
+            await self._room.look(name, measure)
         if self._bed.compute == "quota":
             await self._calibrate(name, measure)
         if name in self._shapers:
             link = self._links[name]
             await asyncio.to_thread(self._shapers[name].apply, self._shape(link, "up"), self._shape(link, "down"))
 
-    async def _look_at_host(self, threads: int, measure: Measure) -> None:
-        if threads not in self._host_steps:
-            self._host_steps[threads] = await host_step_s(measure)
-        if set(self._host_steps) >= set(self._threads.values()):
-            check_room(self._shares(), self._threads, host_cores(), self._bed.dilation)
-
-    def _shares(self) -> dict[str, float]:
-        """Return the processors' worth of time that each node needs."""
-        wanted = {name: self._target_s(name) for name in self._nodes.names}
-        steps = {name: self._host_steps[self._threads[name]] for name in self._nodes.names}
-        return shares(steps, wanted, self._threads)
-
-    def _target_s(self, name: str) -> float:
-        """Return how long a step is to take, in real seconds."""
-        step_s = self._targets[name].step_s
-        assert step_s is not None
-        return step_s * self._bed.dilation
-
     async def _calibrate(self, name: str, measure: Measure) -> None:
-        target_s, most = self._target_s(name), float(self._threads[name])
+        target_s, most = self._target_s[name], float(self._threads[name])
 
         async def grant(cpus: float) -> None:
             free = self._unthrottled(name)
@@ -157,8 +134,7 @@ class DockerEmulator:
             )
             await self._engine.limit(name, self._limits[name])
 
-        share = min(self._host_steps[self._threads[name]] * most / target_s, most)
-        self._calibrated[name] = await calibrate(measure, grant, share, most, target_s)
+        self._calibrated[name] = await calibrate(measure, grant, min(self._room.share(name), most), most, target_s)
 
     def _shape(self, link: NodeLink, direction: Direction) -> Shape:
         bps = link.up_bps if direction == "up" else link.down_bps
@@ -254,7 +230,7 @@ class DockerEmulator:
             "compute": self._bed.compute,
             "image": self._bed.image,
             "medium": "separate",
-            "host_step_s": {str(threads): step_s for threads, step_s in self._host_steps.items()},
+            "host_step_s": {str(threads): step_s for threads, step_s in self._room.step_s.items()},
             "nodes": {
                 name: {
                     "limits": asdict(self._limits.get(name, self._unthrottled(name))),

@@ -13,7 +13,9 @@ from harness.transport.wire import wire_bytes
 from harness.worker.job import LinkJob, RateSteps
 from testbeds._fleet.links import NodeLink, node_links
 from testbeds._fleet.schedule import Schedule
-from testbeds._wall.targets import targets
+from testbeds._wall.delays import delays
+from testbeds._wall.room import Room
+from testbeds._wall.targets import real_steps, targets
 from testbeds.local.config import Config
 from testbeds.local.processes import Processes
 
@@ -36,6 +38,7 @@ class LocalEmulator:
             node_links(bed, nodes, spec.seed, data_root) if bed.shaped else dict.fromkeys(nodes.names, NodeLink())
         )
         self._targets = targets(spec, nodes, self._links, bed.compute == "paced", data_root)
+        self._room = Room(real_steps(self._targets, bed.dilation), bed.threads_of(nodes), bed.dilation)
         self._processes = Processes(folder)
 
     async def open(self, keys: Path) -> None:
@@ -48,20 +51,13 @@ class LocalEmulator:
 
     def link(self, name: str) -> LinkJob:
         """Rates and latencies of the node's own link, and of its paths."""
-        mine, dilation = self._links[name], self._bed.dilation
-        latency_s, jitter_s = {}, {}
-        for peer, other in self._links.items():
-            if peer != name and mine.latency_s + other.latency_s > 0:
-                latency_s[peer] = (mine.latency_s + other.latency_s) * dilation
-                jitter_s[peer] = (mine.jitter_s**2 + other.jitter_s**2) ** 0.5 * dilation
-        up_bytes_per_s, down_bytes_per_s = (self._limit(bps) for bps in (mine.up_bps, mine.down_bps))
+        mine = self._links[name]
         return LinkJob(
-            up_bytes_per_s=up_bytes_per_s,
-            down_bytes_per_s=down_bytes_per_s,
+            up_bytes_per_s=self._limit(mine.up_bps),
+            down_bytes_per_s=self._limit(mine.down_bps),
             up_steps=self._steps(mine.up),
             down_steps=self._steps(mine.down),
-            latency_s=latency_s,
-            jitter_s=jitter_s,
+            **delays(self._links, name, self._bed.dilation, by_transport=True),
         )
 
     def _limit(self, bps: float | None) -> float | None:
@@ -86,7 +82,9 @@ class LocalEmulator:
         return self._targets[name]
 
     async def throttle(self, name: str, measure: Measure) -> None:
-        """The worker paces itself."""
+        """The worker paces itself; here it is seen whether the host has the time for all of them."""
+        if self._bed.compute == "paced" and self._bed.preflight:
+            await self._room.look(name, measure)
 
     async def begin(self, in_s: float) -> None:
         """The workers play their traces themselves."""

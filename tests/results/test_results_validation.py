@@ -63,7 +63,9 @@ def compared(tmp_path: Path, real: Mapping[str, Any], predicted: Mapping[str, An
 # ---- figures ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("predicted_s", "error", "met"), [(10.4, 0.04, True), (9.4, -0.06, False), (10.6, 0.06, False)])
+@pytest.mark.parametrize(
+    ("predicted_s", "error", "met"), [(10.4, 0.04, True), (9.4, -0.06, False), (10.6, 0.06, False)]
+)
 def test_the_makespan_may_be_off_by_five_percent(tmp_path: Path, predicted_s: float, error: float, met: bool) -> None:
     found = row(compared(tmp_path, {}, {"makespan_s": predicted_s}), "makespan")
     assert (found["predicted"], found["measured"], found["unit"]) == (predicted_s, 10.0, "s")
@@ -189,9 +191,7 @@ def test_messages_and_payload_must_be_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("payload_bytes", "met"), [(20_000, False), (10_000, None)])
-def test_wire_bytes_are_judged_where_messages_are_large(
-    tmp_path: Path, payload_bytes: int, met: bool | None
-) -> None:
+def test_wire_bytes_are_judged_where_messages_are_large(tmp_path: Path, payload_bytes: int, met: bool | None) -> None:
     messages = [("device-0", "server", payload_bytes, 1.0, 2.0)]
     table = compared(tmp_path, {"messages": messages, "wire": 1.0}, {"messages": messages, "wire": 1.02})
     found = row(table, "wire bytes up")

@@ -32,7 +32,7 @@ BASE: dict[str, Any] = {
     "mode": "learn",
     "seeds": [1],
     "task": {"data": "digits", "model": "vgg-5", "partition": {"samples": 48}, "test_samples": 16},
-    "training": {"rounds": 20, "batch_size": 16, "optimizer": {"lr": 0.02}},
+    "training": {"rounds": 100, "batch_size": 16, "optimizer": {"lr": 0.02}},
     "methods": ["fedavg"],
     "testbed": {
         "network": {},
@@ -72,17 +72,18 @@ class Local:
 
     # ---- a run
 
-    def spec(self, methods: list[Any], **testbed: Any) -> experiment.RunSpec:
+    def spec(self, methods: list[Any], model: str = "vgg-5", **testbed: Any) -> experiment.RunSpec:
         """Return a small run of this testbed."""
         data = copy.deepcopy(BASE)
+        data["task"]["model"] = model
         data["methods"] = methods
         data["testbed"] = {**self.section, **data["testbed"], **testbed}
         (spec,) = experiment.runs(experiment.parse(data))
         return spec
 
-    def start(self, method: Any, **testbed: Any) -> Path:
+    def start(self, method: Any, **more: Any) -> Path:
         """Start a run in a thread; return its folder."""
-        spec = self._spec = self.spec([method], **testbed)
+        spec = self._spec = self.spec([method], **more)
         self.at_s, self.run, self.error = -1.0, None, None
         self._thread = threading.Thread(target=self._go, args=(spec,))
         self._thread.start()

@@ -38,12 +38,13 @@ async def server(node: Node, task: Task, config: Config) -> None:
     def patient(_: int) -> Iterator[int]:
         missed, since = False, 0
         for index in rounds(config.most):
+            yield index
             if len(node.devices) < len(node.topology.devices):
                 missed, since = True, 0
-            since += missed
-            if since > config.complete:
+            elif missed:
+                since += 1
+            if since == config.complete:
                 return
-            yield index
 
     node.rounds = patient  # type: ignore[method-assign]
     await _role(config, "server")(node, task, config)

@@ -138,6 +138,7 @@ async def desks(*names: str, options: dict[str, dict[str, Any]] | None = None, *
     made = [Desk(name, nodes, **{**common, **(options or {}).get(name, {})}) for name in names]
     try:
         for one in made:
+            one.clock.origin_s = made[0].clock.origin_s
             one.port = await one.network.open("127.0.0.1")
         for one in made:
             introduce(one, *made)

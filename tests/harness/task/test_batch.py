@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from harness.task.batch import Batch, Shard
+from harness.task.batch import Batch, Shard, batch_size, samples_in
 
 
 class Rows:
@@ -152,3 +152,11 @@ def test_timing_batches_are_shapes_and_shared() -> None:
     inputs, labels = last.load()
     assert inputs.is_meta
     assert labels.shape == (4,)
+
+
+def test_the_samples_of_a_computation_are_those_of_its_mini_batches_or_of_its_first_tensor():
+    batches = list(shard(10, batch_size=4).epoch(0))
+    weights, bias = torch.zeros(7, 3), torch.zeros(5)
+    assert samples_in((batches[0], weights, batches[2])) == batch_size((batches[0], weights, batches[2])) == 6
+    assert (samples_in((bias, {"w": weights})), batch_size((bias, {"w": weights}))) == (0, 7)
+    assert (samples_in((bias, 3)), batch_size((bias, 3))) == (0, 0)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from harness.transport.acknowledgement import ARRIVED as ACK_ARRIVED
 from harness.transport.acknowledgement import READY, Acknowledgement, Reader
 from harness.transport.endpoint import connect
 from harness.transport.frame import encode
+from harness.transport.limiter import Delay
 from harness.transport.outgoing import ARRIVED, LOST, REFUSED
 
 
@@ -63,11 +65,12 @@ def test_messages_arrive_in_order_and_are_timed(secured: Path | None) -> None:
             tensors = [torch.randn(size) for size in (3, 300_000, 0, 5, 40_000, 1)]
             transfers = [pair.channel.post(message({"t": tensor}, i)) for i, tensor in enumerate(tensors)]
             assert pair.channel.backlog_bytes == sum(transfer.payload_bytes for transfer in transfers)
-            assert transfers[1].started_s == -1.0  # one in flight
             for transfer in transfers:
                 await transfer.settled
             assert pair.channel.backlog_bytes == 0
             assert [arrival.message.serial for arrival in pair.arrivals] == list(range(len(tensors)))
+            begun = [transfer.started_s for transfer in transfers]
+            assert begun == sorted(begun)
             for tensor, arrival, transfer in zip(tensors, pair.arrivals, transfers, strict=True):
                 assert torch.equal(arrival.message.payload["t"], tensor)
                 assert transfer.status == ARRIVED
@@ -76,7 +79,8 @@ def test_messages_arrive_in_order_and_are_timed(secured: Path | None) -> None:
                 assert transfer.enqueued_s <= transfer.started_s <= transfer.first_byte_s
                 assert transfer.first_byte_s <= transfer.arrived_s <= transfer.acknowledged_s
             for before, after in pairwise(transfers):
-                assert before.acknowledged_s <= after.started_s
+                assert before.arrived_s <= after.arrived_s  # nobody overtakes
+                assert before.acknowledged_s <= after.acknowledged_s
         assert pair.outgoing_closed == [None]
         await until(lambda: pair.incoming_closed == [None])
         assert not pair.strangers
@@ -300,3 +304,16 @@ def test_acknowledgements_come_back_however_reads_cut_them() -> None:
             got += reader.filled(len(piece))
         assert got[:2] == sent[:2]
         assert set(got[2].text) == {"é"}
+
+
+def test_a_message_does_not_wait_for_the_acknowledgement_of_the_one_before() -> None:
+    async def scenario() -> None:
+        latency_s, count = 0.05, 10
+        async with ends(outgoing={"delay": Delay(latency_s)}) as pair:
+            begun = time.monotonic()
+            transfers = [pair.channel.post(message([number], number)) for number in range(count)]
+            await transfers[-1].settled
+            assert time.monotonic() - begun < count * latency_s
+            assert [arrival.message.payload for arrival in pair.arrivals] == [[number] for number in range(count)]
+
+    run(scenario)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from harness.errors import ProtocolError
 from harness.node import Node
 
 WORK: list[Any] = []
-GATE = threading.Event()
+GATE, BEGUN = threading.Event(), threading.Event()
 
 
 def noted(number: int) -> int:
@@ -28,6 +31,7 @@ def noted(number: int) -> int:
 
 
 def gated() -> None:
+    BEGUN.set()
     GATE.wait(30)
 
 
@@ -55,10 +59,16 @@ def nap() -> None:
     time.sleep(0.03)
 
 
+def pace_of(seconds: float) -> Callable[[Work, int], float]:
+    """Return what makes every computation as long."""
+    return lambda *_: seconds
+
+
 @pytest.fixture(autouse=True)
 def _clean() -> None:
     WORK.clear()
     GATE.clear()
+    BEGUN.clear()
 
 
 def played(role: Any, **options: Any) -> Desk:
@@ -94,7 +104,7 @@ def test_computations_are_served_one_at_a_time_in_the_order_they_were_asked_for(
     assert WORK == [3, 1, 2]
     assert [row["what"] for row in rows] == ["gated", "noted", "noted", "noted"]
     assert [row["lane"] for row in rows] == [0, 1, 2, 3]
-    assert all(one["end_s"] <= other["start_s"] for one, other in zip(rows, rows[1:], strict=False))
+    assert all(one["end_s"] <= other["start_s"] for one, other in pairwise(rows))
 
 
 def test_a_queued_computation_of_a_cancelled_activity_is_not_run():
@@ -179,7 +189,7 @@ def test_a_computation_that_takes_longer_than_it_may_is_counted_and_not_slowed()
         await node.compute(nap)
         await node.compute(nap)
 
-    bench = played(server, pace=lambda work, samples: 0.001, dilation=2.0)
+    bench = played(server, pace=pace_of(0.001), dilation=2.0)
     lengths = [row["end_s"] - row["start_s"] for row in bench.take()["compute"]]
     processor = bench.processor
     assert (processor.paced, processor.late) == (2, 2)
@@ -188,7 +198,7 @@ def test_a_computation_that_takes_longer_than_it_may_is_counted_and_not_slowed()
 
 def test_a_rehearsal_leaves_no_row_no_count_and_no_random_number():
     async def scenario() -> None:
-        async with desk(pace=lambda work, samples: 0.0) as bench:
+        async with desk(pace=pace_of(0.0)) as bench:
             state = torch.get_rng_state()
             seconds = await bench.processor.rehearse(True, nap)
             assert seconds >= 0.03
@@ -206,7 +216,7 @@ def test_a_rehearsal_leaves_no_row_no_count_and_no_random_number():
 
 def test_a_rehearsal_is_as_slow_as_the_device_unless_told_not_to_be():
     async def scenario() -> None:
-        async with desk(pace=lambda work, samples: 0.05, dilation=2.0) as bench:
+        async with desk(pace=pace_of(0.05), dilation=2.0) as bench:
             assert await bench.processor.rehearse(True, noted, 1) >= 0.099
             assert await bench.processor.rehearse(False, noted, 1) < 0.099
 
@@ -240,7 +250,7 @@ def test_random_numbers_are_those_of_the_virtual_clock():
 
 def test_closing_does_not_wait_for_a_pace_and_charges_it_in_full():
     async def scenario() -> None:
-        async with desk(pace=lambda work, samples: 3600.0) as bench:
+        async with desk(pace=pace_of(3600.0)) as bench:
             activity = asyncio.ensure_future(bench.play(lambda node: node.compute(noted, 1)))
             await until(lambda: WORK)
             activity.cancel()
@@ -256,7 +266,7 @@ def test_a_computation_that_never_ends_is_left_alone_in_time():
     async def scenario() -> None:
         async with desk() as bench:
             playing = asyncio.ensure_future(bench.play(lambda node: node.compute(gated)))
-            await until(lambda: bench.processor.computing)
+            await until(BEGUN.is_set)
             await bench.driver.stop(5.0)
             await playing
             assert not await asyncio.to_thread(bench.processor.close, 0.01)
@@ -280,13 +290,16 @@ def test_what_waits_when_it_is_closed_is_not_begun():
     run(scenario)
 
 
-def test_a_finished_computation_holds_nothing():
-    """Neither the thread nor the handle that the method has kept holds the value or the arguments for long."""
+def test_a_finished_computation_holds_its_value_alone():
+    """Neither the thread nor the handle that the method has kept holds the arguments."""
 
     async def server(node: Node) -> None:
         values = torch.ones(4, 4)
         job = node.compute(product, values, values)
         await job
-        assert job.args == ()
+        arguments = weakref.ref(values)
+        del values
+        await until(lambda: arguments() is None)
+        assert torch.equal(await job, torch.full((4, 4), 4.0))
 
     played(server)
