@@ -81,6 +81,7 @@ class Conductor:
             tasks,
             emulator.gone,
             {"role_over": self._role_over, "unreachable": self._unreachable, "failed": self._failed},
+            lambda name, pid, born: emulator.is_worker(name, pid, born),
         )
 
     async def run(self) -> Outcome:
@@ -106,9 +107,11 @@ class Conductor:
 
     async def _open(self) -> None:
         """Make the run's keys and what its workers need; listen for them."""
-        tls.make(self._keys, [*self._nodes.names, CONTROLLER])
-        await self._emulator.open(self._keys)
-        self._readying.port = await self._reception.open(self._keys, self._emulator.host)
+        standing = await self._emulator.open(self._keys)
+        if standing is None:
+            tls.make(self._keys, [*self._nodes.names, CONTROLLER])
+        keys, port = standing or (self._keys, 0)
+        self._readying.port = await self._reception.open(keys, self._emulator.host, port)
         self._tasks.keep(self._watch.go_on())
         self._course.stage("opened")
 
@@ -280,6 +283,7 @@ class Conductor:
 
     def _notes(self) -> dict[str, Any]:
         members = self._members.values()
+        throttles = self._emulator.notes()
         return {
             "dilation": self._settings.dilation,
             "stages_s": self._course.stages_s,
@@ -288,5 +292,6 @@ class Conductor:
             "preflight": [finding.row() for finding in self._findings],
             "losses": self._losses.found,
             "strangers": self._reception.strangers,
-            "throttles": self._emulator.notes(),
+            "interfaces": throttles.pop("interfaces", {}),
+            "throttles": throttles,
         }

@@ -40,8 +40,15 @@ class Emulator(Protocol):
 
     host: str
 
-    async def open(self, keys: Path) -> None:
+    async def open(self, keys: Path) -> tuple[Path, int] | None:
         """Make what the run needs before its workers.
+
+        Args:
+            keys: folder where the run's keys will be.
+
+        Returns:
+            The folder of the keys and the port by which workers that are standing already know the controller; None:
+            they will be told, and keys are to be made.
 
         Raises:
             TestbedError: it cannot be had here.
@@ -50,6 +57,13 @@ class Emulator(Protocol):
 
     async def start(self, name: str, incarnation: int, port: int) -> None:
         """Start a worker, unthrottled; it will join the controller at `port`."""
+        ...
+
+    def is_worker(self, name: str, pid: int, born: int) -> bool:
+        """Return whether it is the worker started last that says of itself it is this process (see Session.live).
+
+        Asked of workers alone that were not told their incarnation: one that is lost must not come back as the next.
+        """
         ...
 
     def link(self, name: str) -> LinkJob:
@@ -79,7 +93,11 @@ class Emulator(Protocol):
         ...
 
     def notes(self) -> dict[str, Any]:
-        """Return what throttled what, and what it did, for the run's record."""
+        """Return what throttled what, and what it did, for the run's record.
+
+        `interfaces`, if it is there: what the kernel counted at each node's link, by name: tx_bytes, rx_bytes, and
+        ip_tx_bytes, ip_rx_bytes of packets with payload.
+        """
         ...
 
     async def close(self) -> None:

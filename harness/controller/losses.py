@@ -109,8 +109,11 @@ class Losses:
 
     async def unreachable(self, member: Member, peer: str, why: str) -> None:
         """A node has lost a peer; see who is to blame."""
-        await asyncio.sleep(_DYING_S)
         other = self._members.get(peer)
+        lives = [each.incarnation for each in (member, other) if each is not None]
+        await asyncio.sleep(_DYING_S)
+        if lives != [each.incarnation for each in (member, other) if each is not None]:
+            return  # it was lost, and is back already
         if self._course.phase != Phase.RUNNING or other is None or not other.present or not member.present:
             return
         if {peer, member.name} & self._emulator.gone().keys():

@@ -7,7 +7,6 @@ messages with their acknowledgements. A step is the whole model's on one mini-ba
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
@@ -16,6 +15,7 @@ from typing import Any
 from harness.controller.emulator import Target
 from harness.controller.members import Member
 from harness.controller.settings import Settings
+from harness.controller.tasks import together
 from harness.errors import TestbedError
 from harness.topology import SERVER, Topology
 from harness.transport.wire import wire_bytes
@@ -74,13 +74,13 @@ class Preflight:
             TestbedError: a probe failed.
         """
         found = await self._links()
-        steps = await asyncio.gather(*(self._step(name) for name in self._nodes.names))  # as in the run: all at once
+        steps = await together(self._step(name) for name in self._nodes.names)  # as in the run: all at once
         return found + steps
 
     async def _links(self) -> list[Finding]:
         found: list[Finding] = []
         for some in self._groups([*self._nodes.devices, *self._nodes.edges]):
-            for ones in await asyncio.gather(*(self._way(name, SERVER) for name in some)):
+            for ones in await together(self._way(name, SERVER) for name in some):
                 found += ones
             for name in some:
                 found += await self._way(SERVER, name)

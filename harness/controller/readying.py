@@ -71,6 +71,7 @@ class Readying:
             stall_s=settings.link_s * settings.dilation,
             link=self._emulator.link(name),
             recording=settings.recording,
+            incarnation=self._members[name].incarnation,
         )
 
     async def introduce(self, member: Member) -> None:

@@ -29,6 +29,7 @@ class Reception:
     Args:
         gone: see harness.controller.emulator.Emulator.gone.
         on: who is told of a note of some kind; others wake who waits for them (Member.expect).
+        is_worker: see harness.controller.emulator.Emulator.is_worker.
 
     Attributes:
         strangers: who has tried to connect here or to a node without being of this run, and how it was refused.
@@ -41,12 +42,14 @@ class Reception:
         tasks: Tasks,
         gone: Callable[[], Mapping[str, str]],
         on: On,
+        is_worker: Callable[[str, int, int], bool] = lambda *_: False,
     ) -> None:
         self.strangers: list[str] = []
         self._members = members
         self._losses = losses
         self._tasks = tasks
         self._gone = gone
+        self._is_worker = is_worker
         self._desk: Desk | None = None
         self._connections: set[Connection] = set()
         self._on: On = {
@@ -57,8 +60,8 @@ class Reception:
             **on,
         }
 
-    async def open(self, keys: Path, host: str) -> int:
-        """Listen; return the port.
+    async def open(self, keys: Path, host: str, port: int = 0) -> int:
+        """Listen at a port (0: any); return it.
 
         Raises:
             TransportError: nothing can listen there.
@@ -67,7 +70,7 @@ class Reception:
             CONTROLLER,
             keys,
             host,
-            0,
+            port,
             self._welcome,
             lambda address, error: self._stranger(CONTROLLER, f"{address}: {error}"),
         )
@@ -95,7 +98,7 @@ class Reception:
             return
         try:
             first = await connection.receive()
-            if first.kind != "hello" or first.get("incarnation", int) != member.incarnation or member.connection:
+            if first.kind != "hello" or not self._is_awaited(member, first) or member.connection:
                 self._stranger(CONTROLLER, f"{connection.address}: another {member.name}, or an earlier one")
                 return
             member.connection = connection
@@ -109,6 +112,13 @@ class Reception:
         except TransportError as error:
             if member.connection is connection:
                 await self._losses.lose(member, f"said what makes no sense ({error})")
+
+    def _is_awaited(self, member: Member, hello: Note) -> bool:
+        """Whether it is the incarnation that was started last, as it knows itself or as the testbed knows it."""
+        said = hello.get("incarnation", int)
+        if said >= 0:
+            return said == member.incarnation
+        return self._is_worker(member.name, hello.get("pid", int), hello.get("born", int))
 
     async def _death(self, name: str, error: ConnectionGone) -> str:
         """Say how a node has ended whose connection has: its process may take a moment longer."""

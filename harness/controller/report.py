@@ -32,10 +32,16 @@ def clocks(members: Iterable[Member]) -> dict[str, dict[str, float]]:
     }
 
 
+_FIGURES = ("paced", "late", "late_s", "cpu_s", "still_computing", "still_running")
+
+
 def pacing(members: Iterable[Member]) -> dict[str, dict[str, Any]]:
-    """Return how many computations of each node were paced, how many of them late, by how much, and its CPU time."""
+    """Return how many computations of each node were paced, how many of them late, by how much, and its CPU time.
+
+    `still_computing`, `still_running`: a computation, or an activity, that did not end when the run did.
+    """
     return {
-        member.name: {key: member.bundle.stopped[key] for key in ("paced", "late", "late_s", "cpu_s")}
+        member.name: {key: member.bundle.stopped[key] for key in _FIGURES}
         for member in members
         if member.bundle.stopped is not None
     }

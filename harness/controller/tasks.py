@@ -16,12 +16,18 @@ async def together(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
         Exception: the first one's.
     """
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    if not tasks:
+        return []
     try:
-        return list(await asyncio.gather(*tasks))
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     finally:
         for task in tasks:
-            task.cancel()
+            task.cancel()  # without effect on those that are done
         await asyncio.gather(*tasks, return_exceptions=True)
+    for task in tasks:
+        if task in done and (error := task.exception()) is not None:
+            raise error
+    return [task.result() for task in tasks]
 
 
 class Tasks:

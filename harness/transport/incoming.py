@@ -87,7 +87,8 @@ class Incoming(asyncio.BufferedProtocol):
         """Close the connection and wait until it is gone."""
         self._closing = True
         if self._transport is not None:
-            self._transport.close()
+            if not self._transport.is_closing():  # a second close of asyncio's TLS would take `abort` its effect
+                self._transport.close()
             await asyncio.wait([self.over], timeout=CLOSE_S)
             self._transport.abort()  # without effect on one that is closed
             await self.over

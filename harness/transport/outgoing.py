@@ -161,7 +161,7 @@ class Outgoing(asyncio.BufferedProtocol):
         if self._transport is not None:
             if self._transport.get_write_buffer_size():
                 self._transport.abort()  # half a frame is of no use to anybody
-            else:
+            elif not self._transport.is_closing():  # a second close of asyncio's TLS would take `abort` its effect
                 self._transport.close()
             await asyncio.wait([self.over], timeout=CLOSE_S)
             self._transport.abort()  # without effect on one that is closed

@@ -7,12 +7,14 @@ import asyncio
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import AmmeterError
 from harness.management.connection import ConnectionGone, dial
 from harness.worker.session import CONTROLLER, LEFT_ALONE, Place, Session
+from harness.worker.standing import PRELOAD, stand
 
 JOIN_S = 60.0
 _PR_SET_NAME = 15
@@ -28,15 +30,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keys", required=True, type=Path, help="folder with NAME.pem, NAME.key and authority.pem")
     parser.add_argument("--listen", default="127.0.0.1", help="this node's address on the data network")
     parser.add_argument("--incarnation", type=int, default=0, help="how often the node has been restarted")
+    parser.add_argument("--standing", action="store_true", help="fork a worker for one run after another")
+    parser.add_argument("--remedy", metavar="TEXT", default=Place.remedy, help="what mends a worker of another version")
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="with --standing: first import it",
+    )
     args = parser.parse_args(arguments)
     _call_process(args.name)
-    place = Place(args.name, args.keys, args.listen, args.incarnation)
-    try:
-        asyncio.run(live(place, *args.controller))
-    except AmmeterError as error:
-        print(f"{args.name}: {error}", file=sys.stderr)
-        return 2
-    return 0
+    place = Place(args.name, args.keys, args.listen, None if args.standing else args.incarnation, args.remedy)
+    host, port = args.controller
+    if args.standing:
+        stand(lambda: _live(place, host, port, patient=True), [*PRELOAD, *args.imports])
+    return _live(place, host, port)
+
+
+def _live(place: Place, host: str, port: int, patient: bool = False) -> int:
+    """Be one worker; return the exit status.
+
+    Args:
+        patient: if there is no controller, wait on.
+    """
+    while True:
+        began_s = time.monotonic()
+        try:
+            asyncio.run(live(place, host, port))
+            return 0
+        except AmmeterError as error:
+            if patient and time.monotonic() - began_s >= JOIN_S:
+                continue
+            print(f"{place.name}: {error}", file=sys.stderr)
+            return 2
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -70,6 +70,7 @@ class Job(BaseModel):
         stall_s: after how many real seconds without progress a peer counts as unreachable.
         link: see LinkJob.
         recording: False = rows are not kept (to measure what keeping them costs).
+        incarnation: how often the node has been restarted; for workers that were not told when they were started.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,6 +89,7 @@ class Job(BaseModel):
     stall_s: float = Field(gt=0, allow_inf_nan=False)
     link: LinkJob = LinkJob()
     recording: bool = True
+    incarnation: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:

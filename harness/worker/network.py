@@ -480,7 +480,7 @@ class Network:
     # ---- the pre-flight
 
     async def probe(self, dst: str, payloads: list[Any]) -> list[Transfer]:
-        """Send probes one after the other; return their transfers.
+        """Send probes right behind each other; return their transfers when all are there.
 
         Raises:
             TransportError: the peer cannot be reached, or one did not arrive.

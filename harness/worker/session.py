@@ -44,12 +44,14 @@ from harness.worker.playback import play
 from harness.worker.processor import Processor
 from harness.worker.rehearsal import Rehearsal
 from harness.worker.rows import Rows
+from harness.worker.standing import born
 
 CONTROLLER = "controller"
 """The controller's name in its certificate."""
 
 BEAT_S = 0.5
 CHUNK_BYTES = 2**22
+_ROUND_TRIPS = 5
 _END_S = 5.0
 """So long what runs may take to end when the run is over."""
 LEFT_ALONE = 3
@@ -62,13 +64,15 @@ class Place:
 
     Attributes:
         keys: folder of its certificates.  listen: its address on the data network.
-        incarnation: how often the node has been restarted.
+        incarnation: how often the node has been restarted; None: the controller will say.
+        remedy: what mends a worker of another version.
     """
 
     name: str
     keys: Path
     listen: str
-    incarnation: int
+    incarnation: int | None
+    remedy: str = "give both the same version"
 
 
 class Session:
@@ -104,8 +108,9 @@ class Session:
         """
         self._connection.send(
             "hello",
-            incarnation=self._place.incarnation,
+            incarnation=-1 if self._place.incarnation is None else self._place.incarnation,
             pid=os.getpid(),
+            born=born(),
             host=socket.gethostname(),
             python=sys.version.split()[0],
             torch=str(torch.__version__),
@@ -161,12 +166,13 @@ class Session:
         if spec.id != job.run_id:
             raise TestbedError(
                 f"{place.name}: the run is {spec.id} here and {job.run_id} at the controller: other code, profiles or "
-                "files; give both the same version"
+                f"files; {place.remedy}"
             )
         nodes = job.topology
         if place.name not in nodes.everyone:
             raise TestbedError(f"{place.name}: is no node of the run {job.run_id}")
         number = nodes.names.index(place.name)
+        incarnation = job.incarnation if place.incarnation is None else place.incarnation
         clock = self._clock = RunClock(job.dilation)
         self._load = workload(spec, nodes, root)
         give_back_freed_memory()
@@ -177,7 +183,7 @@ class Session:
             place.name,
             number,
             len(nodes.names),
-            place.incarnation,
+            incarnation,
             clock,
             self._rows,
             driver,
@@ -194,7 +200,7 @@ class Session:
         pace = spec.testbed.pace(spec.bed, nodes, place.name) if job.paced else None
         self._processor = driver.processor = Processor(place.name, spec.seed, clock, self._rows, driver, pace)
         driver.node = Node(place.name, driver, nodes, spec.seed)
-        driver.node.incarnation = place.incarnation
+        driver.node.incarnation = incarnation
         self._rehearsal = Rehearsal(self._load)
         self._keep(self._prepare())
 
@@ -235,13 +241,12 @@ class Session:
     async def _probe_link(self, to: str, size: int, warm_bytes: int) -> None:
         """Measure the way to a peer: a bulk after what fills its queues, and small ones there and back."""
         payloads = [torch.zeros(warm_bytes, dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)]
-        payloads += [torch.zeros(1, dtype=torch.uint8)] * 5
         try:
-            sent = await self._network.probe(to, payloads)
+            _, bulk = await self._network.probe(to, payloads)
+            small = [(await self._network.probe(to, [None]))[0] for _ in range(_ROUND_TRIPS)]
         except TransportError as error:
             self._say_failure(error, "probing its links")
             return
-        bulk, small = sent[1], sent[2:]
         self._connection.send(
             "probed",
             to=to,

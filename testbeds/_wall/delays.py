@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import hypot, sqrt
 from typing import Any
 
+from harness.topology import Topology
 from testbeds._fleet.links import NodeLink
 
 
-def delays(links: Mapping[str, NodeLink], name: str, dilation: float, by_transport: bool) -> dict[str, Any]:
+def delays(
+    links: Mapping[str, NodeLink], nodes: Topology, name: str, dilation: float, by_transport: bool
+) -> dict[str, Any]:
     """Return the latencies of a node's paths as fields of a LinkJob.
 
     Args:
         by_transport: nobody else delays messages (real seconds); else they are late already.
     """
-    mine = links[name]
-    late = {peer: other for peer, other in links.items() if peer != name and mine.latency_s + other.latency_s > 0}
-    found: dict[str, Any] = {"path_latency_s": {peer: mine.latency_s + other.latency_s for peer, other in late.items()}}
-    if by_transport:
-        found["latency_s"] = {peer: seconds * dilation for peer, seconds in found["path_latency_s"].items()}
-        found["jitter_s"] = {
-            peer: (mine.jitter_s**2 + other.jitter_s**2) ** 0.5 * dilation for peer, other in late.items()
-        }
-    return found
+    path_s, jitter_s = {}, {}
+    for peer in links:
+        one, other = (_end(links, nodes, a, b) for a, b in ((name, peer), (peer, name)))
+        if peer != name and one.latency_s + other.latency_s > 0:
+            path_s[peer] = one.latency_s + other.latency_s
+            # the transport's jitter is even between two bounds: as far apart as gives the standard deviation
+            jitter_s[peer] = sqrt(3) * hypot(one.jitter_s, other.jitter_s) * dilation
+    if not by_transport:
+        return {"path_latency_s": path_s}
+    late_s = {peer: seconds * dilation for peer, seconds in path_s.items()}
+    return {"path_latency_s": path_s, "latency_s": late_s, "jitter_s": jitter_s}
+
+
+def _end(links: Mapping[str, NodeLink], nodes: Topology, name: str, peer: str) -> NodeLink:
+    """Return the link that a node has towards a peer: an edge has another one to its devices than to the server."""
+    link = links[name]
+    return link.lan if link.lan is not None and nodes.role(peer) == "device" else link

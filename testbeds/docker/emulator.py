@@ -27,13 +27,15 @@ from testbeds.docker.engine import MANAGEMENT, Engine
 from testbeds.docker.limits import Limits, cpusets, period_s
 from testbeds.docker.shaping import Direction, Shape, Shaper
 
-_LOOK_S = 0.5
+_LOOK_S = 0.1
 
 
 class DockerEmulator:
     """One run on containers of this host."""
 
-    def __init__(self, spec: RunSpec, nodes: Topology, folder: Path, data_root: Path | None) -> None:
+    def __init__(
+        self, spec: RunSpec, nodes: Topology, folder: Path, data_root: Path | None, engine: Engine | None = None
+    ) -> None:
         bed = spec.bed
         assert isinstance(bed, Config)
         self.host = ""
@@ -47,7 +49,7 @@ class DockerEmulator:
         self._boards = boards(bed, nodes)
         self._threads = bed.threads_of(nodes)
         self._targets = targets(spec, nodes, self._links, bed.compute != "native", data_root)
-        self._engine = Engine(f"{spec.id[:6]}-{secrets.token_hex(3)}", bed.image)
+        self._engine = engine or Engine(f"{spec.id[:6]}-{secrets.token_hex(3)}", bed.image)
         self._keys = folder
         self._cpusets = cpusets(dict(self._threads), host_cores()) if bed.compute == "native" else {}
         self._limits: dict[str, Limits] = {}
@@ -58,18 +60,21 @@ class DockerEmulator:
         self._pids: dict[str, int] = {}
         self._veths: dict[str, str] = {}
         self._before: dict[str, counters.Counters] = {}
+        self._carried_before: dict[str, dict[str, int]] = {}
         self._spent_before: dict[str, cgroup.CpuStat] = {}
         self._figures: dict[str, dict[str, Any]] = {}
+        self._interfaces: dict[str, dict[str, int]] = {}
         self._gone: dict[str, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     # ---- containers -----------------------------------------------------------------------------------------
 
-    async def open(self, keys: Path) -> None:
+    async def open(self, keys: Path) -> tuple[Path, int] | None:
         self._keys = keys
         await self._engine.open()
         self.host = self._engine.gateway(MANAGEMENT)
         self._keep(self._look())
+        return None
 
     async def start(self, name: str, incarnation: int, port: int) -> None:
         engine = self._engine
@@ -90,11 +95,18 @@ class DockerEmulator:
         )
         self._pids[name] = started.pid
         self._gone.pop(name, None)
+        await self._find_cable(name, started.pid)
+
+    async def _find_cable(self, name: str, pid: int) -> None:
         self._shapers.pop(name, None)
-        cable = await engine.interface(name)
+        cable = await self._engine.interface(name)
         self._veths[name] = cable.veth
         if self._bed.shaped:
-            self._shapers[name] = await asyncio.to_thread(Shaper, started.pid, cable.inside, cable.veth)
+            self._shapers[name] = await asyncio.to_thread(Shaper, pid, cable.inside, cable.veth)
+
+    def is_worker(self, name: str, pid: int, born: int) -> bool:  # noqa: ARG002
+        """All of them are told their incarnation."""
+        return False
 
     def _unthrottled(self, name: str) -> Limits:
         return Limits(
@@ -107,7 +119,7 @@ class DockerEmulator:
         """The kernel limits the rates; where it has no netem, the transport is late in its stead."""
         if not self._bed.shaped:
             return LinkJob()
-        return LinkJob(**delays(self._links, name, self._bed.dilation, not shaping_tc.supports("netem")))
+        return LinkJob(**delays(self._links, self._nodes, name, self._bed.dilation, not shaping_tc.supports("netem")))
 
     def target(self, name: str) -> Target:
         late = self._bed.shaped and shaping_tc.supports("netem")
@@ -147,6 +159,7 @@ class DockerEmulator:
     async def begin(self, in_s: float) -> None:
         for name in self._nodes.names:
             self._before[name] = self._count(name)
+            self._carried_before[name] = await asyncio.to_thread(self._carried, name)
             self._spent_before[name] = cgroup.cpu_stat(self._engine.group(name))
         start_s = time.monotonic() + in_s
         for name, link in self._links.items():
@@ -179,13 +192,26 @@ class DockerEmulator:
         if name in self._before:
             crossed = self._count(name) - self._before[name]
             # the host's end: what it has received the container has sent
-            figures["interface"] = {
+            self._interfaces[name] = {
                 "tx_bytes": crossed.rx_bytes,
                 "rx_bytes": crossed.tx_bytes,
                 "tx_packets": crossed.rx_packets,
                 "rx_packets": crossed.tx_packets,
             }
+            carried = await asyncio.to_thread(self._carried, name)
+            for key, now_bytes in carried.items():
+                self._interfaces[name][key] = now_bytes - self._carried_before[name][key]
         self._figures[name] = figures
+
+    def _carried(self, name: str) -> dict[str, int]:
+        """Return the bytes of IP packets with payload that the shaped cable has carried; nothing where it is unshaped.
+
+        Acknowledgements without payload are left out, as in the model of wire bytes.
+        """
+        if name not in self._shapers:
+            return {}
+        found = {"ip_tx_bytes": self._shapers[name].carried("up"), "ip_rx_bytes": self._shapers[name].carried("down")}
+        return {key: carried.ip_bytes for key, carried in found.items() if carried is not None}
 
     def _count(self, name: str) -> counters.Counters:
         return counters.read(self._veths[name])
@@ -203,17 +229,23 @@ class DockerEmulator:
         while True:
             await asyncio.sleep(_LOOK_S)
             for name, pid in list(self._pids.items()):
-                if name in self._gone or Path(f"/proc/{pid}").exists():
+                if name in self._gone or not (how := await self._end_of(name, pid)):
                     continue
-                try:
-                    state = await self._engine.state(name)
-                    if state.running:
-                        continue
-                    last = (await self._engine.logs(name, 1)).strip()
-                except TestbedError as error:
-                    self._gone[name] = f"has lost its container ({error})"
-                    continue
-                self._gone[name] = self._how(name, state.exit_code, state.oom_killed, last)
+                if self._pids.get(name) == pid:  # not killed meanwhile, nor started anew
+                    self._gone[name] = how
+
+    async def _end_of(self, name: str, pid: int) -> str:
+        """Return how a node has ended; "" if it has not."""
+        if Path(f"/proc/{pid}").exists():
+            return ""
+        try:
+            state = await self._engine.state(name)
+            if state.running:
+                return ""
+            last = (await self._engine.logs(name, 1)).strip()
+        except TestbedError as error:
+            return f"has lost its container ({error})"
+        return self._how(name, state.exit_code, state.oom_killed, last)
 
     def _how(self, name: str, code: int | None, oom: bool, last: str) -> str:
         if oom:
@@ -230,6 +262,7 @@ class DockerEmulator:
             "compute": self._bed.compute,
             "image": self._bed.image,
             "medium": "separate",
+            "interfaces": self._interfaces,
             "host_step_s": {str(threads): step_s for threads, step_s in self._room.step_s.items()},
             "nodes": {
                 name: {

@@ -1,7 +1,7 @@
 """What killed controllers left on this machine: containers, networks, network devices, folders of keys.
 
-A controller removes its things in every way it can end but kill -9. What a live controller made is never touched,
-unless asked for.
+A controller removes its things in every way it can end but kill -9. What a live controller made, or what is part of a
+standing testbed, is never touched, unless asked for.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Leftover:
         run: the run's id; "" where it does not say.
         age_s: seconds since it was made; None = unknown.
         alive: its controller still runs.
+        standing: the standing testbed that it is part of; "" = of none.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Leftover:
     run: str
     age_s: float | None
     alive: bool
+    standing: str = ""
 
 
 def _age_s(made: str) -> float:
@@ -64,7 +66,14 @@ def _of_engine(client: DockerClient) -> list[Leftover]:
     for network in client.networks.list(filters=labelled):
         found.append((NETWORK, str(network.name), network.attrs["Labels"], network.attrs["Created"]))
     return [
-        Leftover(kind, name, labels[ownership.RUN], _age_s(made), alive(labels.get(ownership.CONTROLLER, "")))
+        Leftover(
+            kind,
+            name,
+            labels[ownership.RUN],
+            _age_s(made),
+            alive(labels.get(ownership.CONTROLLER, "")),
+            labels.get(ownership.STANDING, ""),
+        )
         for kind, name, labels, made in found
     ]
 
@@ -93,7 +102,7 @@ def find(all: bool = False) -> list[Leftover]:
     Where no docker engine answers there are no containers to find.
 
     Args:
-        all: what live controllers made, too.
+        all: what live controllers made and what stands, too.
 
     Raises:
         TestbedError: there is an engine and it may not be asked.
@@ -104,20 +113,20 @@ def find(all: bool = False) -> list[Leftover]:
             found += _of_engine(client)
         except (DockerException, requests.RequestException) as error:
             raise TestbedError(f"docker: the engine does not say what is left ({error})") from None
-    found += _devices({thing.run for thing in found if thing.alive})
+    found += _devices({thing.run for thing in found if thing.alive or thing.standing})
     found += _folders()
-    return [thing for thing in found if all or not thing.alive]
+    return [thing for thing in found if all or not (thing.alive or thing.standing)]
 
 
 def table(things: Iterable[Leftover]) -> list[tuple[str, str, str, str, str]]:
-    """Return rows for people: what, name, run, age, and whether a live run owns it."""
+    """Return rows for people: what, name, run, age, and to whom it belongs."""
     return [
         (
             thing.kind,
             thing.name,
             thing.run,
             "" if thing.age_s is None else f"{thing.age_s:,.0f} s",
-            "of a live run" if thing.alive else "left behind",
+            f"of {thing.standing}" if thing.standing else "of a live run" if thing.alive else "left behind",
         )
         for thing in things
     ]

@@ -89,20 +89,21 @@ class Keeper:
 
         self._until(ended, "has processes that do not end")
 
-    def wake(self) -> Life:
-        """Have a new worker forked; `rest` has ended the last one. It is a new one: nobody else is there.
+    def resume(self) -> None:
+        """Have a new worker forked; `rest` has ended the last one, so it is told from it."""
+        self._signal(self.pid, signal.SIGCONT)
+
+    def hold(self) -> Life:
+        """Put the first process to sleep, so that no worker follows the one that is there; return that one.
 
         Raises:
-            TestbedError: none is forked.
+            TestbedError: there is none any more.
         """
-        self._signal(self.pid, signal.SIGCONT)
-        try:
-            self._until(lambda: self.worker() is not None or not self.runs, "forks no worker")
-        finally:
-            self._signal(self.pid, signal.SIGSTOP)
+        self._signal(self.pid, signal.SIGSTOP)
+        self._until(lambda: not self.runs or self._asleep(), "does not go to sleep")
         life = self.worker()
         if life is None:
-            raise TestbedError(f"{self.name}: its standing container has ended")
+            raise TestbedError(f"{self.name}: its worker has ended as soon as it was forked; is its memory enough?")
         return life
 
     def worker(self) -> Life | None:

@@ -7,6 +7,7 @@ from hashlib import sha256
 RUN = "ammeter.run"
 NODE = "ammeter.node"
 CONTROLLER = "ammeter.pid"  # the maker's mark, see testbeds._wall.ownership
+STANDING = "ammeter.standing"  # of which standing testbed it is part: it outlives its maker
 ENGINE = "ammeter.engine"  # which object of a controller made it: what that one removes at its end
 
 _DEVICE = "amm"

@@ -49,6 +49,10 @@ class LocalEmulator:
         arguments += ["--incarnation", str(incarnation)]
         await asyncio.to_thread(self._processes.start, name, arguments)
 
+    def is_worker(self, name: str, pid: int, born: int) -> bool:  # noqa: ARG002
+        """All of them are told their incarnation."""
+        return False
+
     def link(self, name: str) -> LinkJob:
         """Rates and latencies of the node's own link, and of its paths."""
         mine = self._links[name]
@@ -57,7 +61,7 @@ class LocalEmulator:
             down_bytes_per_s=self._limit(mine.down_bps),
             up_steps=self._steps(mine.up),
             down_steps=self._steps(mine.down),
-            **delays(self._links, name, self._bed.dilation, by_transport=True),
+            **delays(self._links, self._nodes, name, self._bed.dilation, by_transport=True),
         )
 
     def _limit(self, bps: float | None) -> float | None:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,7 @@ class Processes:
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
     """What is started here inherits that an interrupt at the terminal is not for it: from its first instant."""
+    resource_tracker.ensure_running()  # it would let interrupts through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield

@@ -287,8 +287,8 @@ class Processor:
                 self._begin(job, fn, args, stand_in)
 
     def drop(self, job: Future) -> None:
-        """The activity that waits for a job is gone: a queued job will not run, a running one goes on."""
-        if job is not self._running:
+        """An activity that waited for a job is gone: a queued job that nobody else awaits will not run."""
+        if job is not self._running and job.waiter is None and not job.callbacks:
             job.finished = True
 
     def halt(self) -> None:

@@ -57,8 +57,6 @@ def until(true: Callable[[], Any], what: str) -> Any:
 class Local:
     """The local testbed. One run at a time; use it as a context: nothing of it is left afterwards."""
 
-    name = "local"
-    can_cut = True
     section: dict[str, Any] = {"name": "local", "shaped": False}  # noqa: RUF012 - read only
 
     def __init__(self, runs: Path, detours: Detours | None = None) -> None:
@@ -191,6 +189,10 @@ class Local:
                         process.kill()
             assert self._thread is not None
             self._thread.join(0.5)
+
+
+BEDS: dict[str, type[Local]] = {"local": Local}
+"""By the name of the testbed."""
 
 
 @contextlib.contextmanager

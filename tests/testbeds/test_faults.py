@@ -23,7 +23,7 @@ import psutil
 import pytest
 import yaml
 from detours import Detours
-from faulty_beds import Local, opened
+from faulty_beds import BEDS, Local, opened
 
 from harness import record
 from harness.errors import AmmeterError, DataError, DeadlockError, PeerLost, TestbedError
@@ -41,7 +41,7 @@ SUPPORT = Path(faulty_beds.__file__).parent
 PATIENT = str(SUPPORT / "patient.py")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A run in peace: what this process keeps for all runs (the server that forks, what is imported) is there then."""
     bed = Local(tmp_path_factory.mktemp("warm"))
@@ -58,11 +58,11 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.fixture
-def bed(tmp_path: Path, temporary: Path) -> Iterator[Local]:
-    """The testbed; afterwards there are no processes, files, sockets or threads more than before."""
+@pytest.fixture(params=BEDS)
+def bed(request: pytest.FixtureRequest, tmp_path: Path, temporary: Path) -> Iterator[Local]:
+    """A testbed; afterwards there are no processes, files, sockets or threads more than before."""
     before = held()
-    with opened(Local(tmp_path / "runs")) as bed:
+    with opened(BEDS[request.param](tmp_path / "runs")) as bed:
         yield bed
         left = bed.left()
     assert left == []
@@ -86,7 +86,7 @@ def status(folder: Path) -> dict[str, Any]:
     return found
 
 
-def testbed_notes(run: Run) -> dict[str, Any]:
+def notes_of(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run.folder / "environment.json").read_text())["testbed"]
     return found
 
@@ -106,7 +106,7 @@ def check_failed(folder: Path, error: AmmeterError, lost: str | None) -> None:
 def check_complete(run: Run, lost: str) -> None:
     """The run is complete (its records add up, or it would not be), and says who was lost and how."""
     assert state(run.folder) == "complete"
-    (first, *_) = testbed_notes(run)["losses"]
+    (first, *_) = notes_of(run)["losses"]
     assert first["node"] == lost
     assert first["incarnation"] == 0
     metrics = run.table("metrics")
@@ -156,12 +156,11 @@ def test_a_run_that_failed_is_made_anew(bed: Local):
     assert state(folder) == "failed"
     run = bed.again()
     assert state(folder) == "complete"
-    assert testbed_notes(run)["losses"] == []
+    assert notes_of(run)["losses"] == []
     assert not (folder / "events" / record.NAMES).exists()
 
 
 def test_a_node_that_dies_before_it_has_joined_is_named(bed: Local):
-    """Its certificate is not there."""
     folder = bed.start("fedavg")
     bed.kill("device-1")  # as soon as it has a name: long before it is warm
     error = bed.fails()
@@ -180,7 +179,7 @@ def test_the_run_goes_on_without_a_device_that_is_killed(bed: Local, method: Any
     bed.kill("device-1")
     run = bed.end()
     check_complete(run, "device-1")
-    (loss,) = testbed_notes(run)["losses"]
+    (loss,) = notes_of(run)["losses"]
     assert loss["why"] == "was killed by SIGKILL"
     ends = run.table("mark").query("kind == 'role_end'")
     assert "server" in set(ends["node"])
@@ -199,7 +198,7 @@ def test_the_run_goes_on_without_a_device_that_freezes_and_the_thawed_one_is_dea
     assert not psutil.pid_exists(pid)
     thaw()
     check_complete(run, "device-0")
-    (loss,) = testbed_notes(run)["losses"]
+    (loss,) = notes_of(run)["losses"]
     assert loss["why"].startswith("has said nothing for ")
 
 
@@ -211,7 +210,7 @@ def test_a_device_that_freezes_for_less_than_the_silence_is_late_and_not_lost(be
     thaw()
     run = bed.end()
     assert state(run.folder) == "complete"
-    assert testbed_notes(run)["losses"] == []
+    assert notes_of(run)["losses"] == []
     assert run.summary["makespan_s"] > 10.0
 
 
@@ -251,7 +250,7 @@ def test_a_device_that_is_lost_comes_back(bed: Local, base: str, fault: str):
     run = bed.end()
     assert not psutil.pid_exists(pid)
     check_complete(run, "device-1")
-    lost, returned = testbed_notes(run)["losses"]
+    lost, returned = notes_of(run)["losses"]
     assert (returned["node"], returned["incarnation"]) == ("device-1", 1)
     assert returned["returned_s"] > lost["at_s"]
     marks = run.table("mark")
@@ -275,7 +274,7 @@ def test_a_device_comes_back_no_more_often_than_it_may(bed: Local):
     bed.kill("device-1")
     run = bed.end()
     check_complete(run, "device-1")
-    assert len(testbed_notes(run)["losses"]) == 1
+    assert len(notes_of(run)["losses"]) == 1
 
 
 # ---- links ------------------------------------------------------------------------------------------------------
@@ -283,7 +282,7 @@ def test_a_device_comes_back_no_more_often_than_it_may(bed: Local):
 
 @pytest.fixture
 def detoured(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local]:
-    """The testbed with data links that can be cut."""
+    """The local testbed with data links that can be cut."""
     detours = Detours()
     try:
         detours.install(monkeypatch)
@@ -436,7 +435,7 @@ def test_strangers_are_refused_and_noted_and_the_run_goes_on(bed: Local):
                     pass
     run = bed.end()
     assert state(run.folder) == "complete"
-    strangers = testbed_notes(run)["strangers"]
+    strangers = notes_of(run)["strangers"]
     assert sorted(found.partition(":")[0] for found in strangers) == ["controller", "device-0", "server"]
 
 

@@ -64,7 +64,8 @@ def test_a_path_s_latency_is_the_sum_of_its_ends_and_is_dilated(tmp_path: Path):
     made = emulator(tmp_path, dilation=2.0)
     assert made.link("device-0").latency_s == pytest.approx({"device-1": 0.046, "server": 0.008})
     assert made.link("server").latency_s == pytest.approx({"device-0": 0.008, "device-1": 0.042})
-    assert made.link("server").jitter_s == pytest.approx({"device-0": 0.002, "device-1": 0.0})
+    # the bounds of an even distribution with the standard deviation that was asked for
+    assert made.link("server").jitter_s == pytest.approx({"device-0": 3**0.5 * 0.002, "device-1": 0.0})
     server = made.link("server")
     assert (server.up_bytes_per_s, server.down_bytes_per_s) == (None, None)
 

@@ -81,6 +81,36 @@ def test_a_queued_computation_of_a_cancelled_activity_is_not_run():
     assert len(bench.rows("compute", what="called")) == 1
 
 
+def test_a_queued_computation_that_another_activity_awaits_is_run_all_the_same():
+    """Else whoever is left would wait for ever."""
+    CALLS.clear()
+    got = []
+
+    async def server(node: Node) -> None:
+        shared: list = []
+
+        async def first() -> None:
+            shared.append(node.compute(called, 1))
+            await shared[0]
+
+        async def second() -> None:
+            got.append(await shared[0])
+
+        busy = node.compute(burn, 5)
+        doomed = node.spawn(first())
+        await node.sleep(0.0)
+        survivor = node.spawn(second(), daemon=False)
+        await node.sleep(0.0)
+        doomed.cancel()
+        await busy
+        await node.join(survivor)
+
+    run({"server": server}, timing=False)
+    assert CALLS == [1]
+    assert got == [None]
+
+
+
 def test_the_queue_goes_on_after_an_error():
     async def worker(node: Node) -> None:
         await node.compute(burn, 2)

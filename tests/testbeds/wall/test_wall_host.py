@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from harness.errors import TestbedError
 from testbeds._wall import ownership
 from testbeds._wall.host import HostWatch
-from testbeds._wall.room import MOST_LOAD, check_room, host_cores, shares
+from testbeds._wall.room import MOST_LOAD, Room, check_room, host_cores
 from testbeds._wall.run import run_folder
 
 
@@ -25,9 +27,28 @@ def test_the_host_s_shares_are_shares():
 
 
 def test_a_node_needs_its_threads_for_its_share_of_the_time():
-    found = shares({"a": 0.1, "b": 0.3}, {"a": 0.4, "b": 0.3}, {"a": 2, "b": 1})
-    assert found == {"a": pytest.approx(0.5), "b": pytest.approx(1.0)}
-    check_room(found, {"a": 2, "b": 1}, 2, 1.0)
+    """Steps are timed once per number of threads, and not before all are known is anything refused."""
+    asked = []
+
+    async def scenario() -> None:
+        room = Room({"a": 0.4, "b": 0.3, "c": 0.6}, {"a": 2, "b": 1, "c": 1}, 1.0)
+
+        def measure(seconds: float) -> Callable[[], Awaitable[float]]:
+            async def timed() -> float:
+                asked.append(seconds)
+                return seconds
+
+            return timed
+
+        await room.look("a", measure(0.1))
+        await room.look("b", measure(0.06))
+        await room.look("c", measure(9.0))  # as many threads as b: known
+        assert room.shares() == {"a": pytest.approx(0.5), "b": pytest.approx(0.2), "c": pytest.approx(0.1)}
+        assert 9.0 not in asked
+        with pytest.raises(TestbedError, match="b is 1.5 times as fast as this host"):
+            await Room({"b": 0.2}, {"b": 1}, 1.0).look("b", measure(0.3))
+
+    asyncio.run(scenario())
 
 
 def test_a_board_faster_than_the_host_is_refused_with_the_dilation_that_helps():
