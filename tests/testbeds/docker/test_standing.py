@@ -249,11 +249,12 @@ def test_quotas_and_shaping_are_gone_after_the_run(monkeypatch: pytest.MonkeyPat
 
 
 @using
-def test_after_a_killed_controller_the_next_run_resets_everything() -> None:
+def test_after_a_killed_controller_the_next_run_resets_everything(tmp_path: Path) -> None:
     changed = data(**SHAPED)
     changed["training"] = {**changed["training"], "rounds": 1000}
     words = [sys.executable, "-c", CONTROLLER, json.dumps(changed)]
-    with subprocess.Popen(words, cwd=ROOT) as controller:
+    # its own temporary folder stays, as any killed controller's does
+    with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "TMPDIR": str(tmp_path)}) as controller:
         until(lambda: controller.poll() is not None or all("htb" in qdiscs(name) for name in quotas()), "a run")
         workers = [worker(name) for name in quotas()]
         controller.kill()
