@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from harness.worker.job import LinkJob
 
-Measure = Callable[[], Awaitable[float]]
-"""Times a step in the worker as it is now, without its pacing; real seconds."""
+Measure = Callable[[int], Awaitable[list[float]]]
+"""Times so many steps in the worker as it is now, without its pacing, one before them left out; real seconds."""
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,10 @@ class Readying:
     async def throttle(self, member: Member) -> None:
         """Slow it down."""
 
-        async def measure() -> float:
+        async def measure(steps: int) -> list[float]:
             stepped = member.expect("stepped")
-            member.send("probe_step", steps=1, paced=False)
+            member.send("probe_step", steps=steps, paced=False)
             note = await member.until(stepped, self._settings.start_s, "timing its step")
-            return float(note.get("seconds", list)[0])
+            return list(map(float, note.get("seconds", list)))
 
         await self._emulator.throttle(member.name, measure)

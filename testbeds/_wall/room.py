@@ -15,7 +15,7 @@ MOST_LOAD = 0.9
 
 
 _SHOWN = 8
-_MEASUREMENTS = 3
+_STEPS = 5
 
 
 class Room:
@@ -45,7 +45,7 @@ class Room:
         async with self._measuring:  # beside others the host would look slower than it is
             threads = self._threads[name]
             if threads not in self.step_s:
-                self.step_s[threads] = median([await measure() for _ in range(_MEASUREMENTS)])
+                self.step_s[threads] = median(await measure(_STEPS))
             if set(self.step_s) >= set(self._threads.values()):
                 check_room(self.shares(), self._threads, host_cores(), self._dilation)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean
 
 from harness.controller.emulator import Measure
 from testbeds.docker.limits import LEAST_QUOTA_S, LONGEST_PERIOD_S
 
-MEASUREMENTS = 3
+STEPS = 5
 TRIES = 5
 GOOD_ENOUGH = 0.03
 
@@ -47,7 +47,7 @@ async def calibrate(
     best: Calibrated | None = None
     for tries in range(TRIES):
         await grant(cpus)
-        step_s = median([await measure() for _ in range(MEASUREMENTS)])
+        step_s = mean(await measure(STEPS))
         if best is None or abs(step_s / target_s - 1) < abs(best.step_s / target_s - 1):
             best = Calibrated(cpus, target_s, step_s, tries)
         if abs(step_s / target_s - 1) <= GOOD_ENOUGH:

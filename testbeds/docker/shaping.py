@@ -40,10 +40,10 @@ from testbeds.docker.counters import ETHERNET_BYTES
 
 Direction = Literal["up", "down"]
 
-BURST_S = 0.004
+BURST_S = 0.001
 """Credit of an idle link, in time of its rate: what the kernel's timers need at 100 Mbit/s on a busy host."""
 QUEUE_S = 0.1
-LEAST_BURST_PACKETS, LEAST_QUEUE_PACKETS = 2, 64
+LEAST_BURST_BYTES, LEAST_QUEUE_PACKETS = 200, 256
 LEAST_RATE_BPS = 8_000.0
 """Below it a rate is an outage: a packet would take more than a second."""
 _UNLIMITED_BPS = 4e10
@@ -101,7 +101,7 @@ class _Side:
         return self.mtu + ETHERNET_BYTES
 
     def burst(self, bps: float) -> int:
-        return max(int(bps / 8 * BURST_S), LEAST_BURST_PACKETS * self.mtu)
+        return max(int(bps / 8 * BURST_S), LEAST_BURST_BYTES)
 
     def limit(self, bps: float) -> int:
         return max(int(bps / 8 * QUEUE_S), LEAST_QUEUE_PACKETS * self.mtu)

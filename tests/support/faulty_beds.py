@@ -23,6 +23,8 @@ from harness import experiment
 from harness.errors import AmmeterError
 from harness.run import execute
 from results.store import Run, Store
+from testbeds.docker import ownership
+from testbeds.docker.access import connect
 
 PATIENCE_S = 120.0
 """Against hangs only: no test is about how long something takes."""
@@ -191,8 +193,59 @@ class Local:
             self._thread.join(0.5)
 
 
+class Docker(Local):
+    """The docker testbed."""
+
+    section: dict[str, Any] = {"name": "docker", "compute": "native", "shaped": False}  # noqa: RUF012 - read only
+
+    def __init__(self, runs: Path) -> None:
+        super().__init__(runs)
+        self._client = connect()
+
+    def _containers(self) -> list[Any]:
+        labelled: dict[str, Any] = {"label": ownership.NODE}
+        return list(self._client.containers.list(all=True, filters=labelled, ignore_removed=True))
+
+    def container(self, name: str) -> Any:
+        """Return a node's running container."""
+
+        def found() -> list[Any]:
+            mine = [one for one in self._containers() if one.labels[ownership.NODE] == name]
+            return [one for one in mine if one.status == "running"]
+
+        (container,) = until(found, f"a container of {name}")
+        return container
+
+    def pid(self, name: str) -> int:
+        pid: int = self.container(name).attrs["State"]["Pid"]
+        return pid
+
+    def cut_link(self, name: str, silently: bool = True) -> None:  # noqa: ARG002 - a cable that is out is silent
+        container = self.container(name)
+        (network,) = [n for n in container.attrs["NetworkSettings"]["Networks"] if n.endswith("-data")]
+        self._client.networks.get(network).disconnect(container)
+
+    def fill_memory(self, name: str) -> None:
+        """Let a node have no more memory than it has, but for some pages."""
+        container = self.container(name)
+        used = container.stats(stream=False)["memory_stats"]["usage"]
+        container.update(mem_limit=used + 2**20, memswap_limit=used + 2**20)
+
+    def left(self) -> list[str]:
+        networks = self._client.networks.list(filters={"label": ownership.RUN})
+        return [str(one.name) for one in [*self._containers(), *networks]]
+
+    def close(self) -> None:
+        while self._alive():
+            for container in self._containers():
+                container.kill()
+            assert self._thread is not None
+            self._thread.join(0.5)
+        self._client.close()
+
+
 BEDS: dict[str, type[Local]] = {"local": Local}
-"""By the name of the testbed."""
+"""By the name of the testbed: those on which every fault is tried; some are tried on docker, where starts take long."""
 
 
 @contextlib.contextmanager

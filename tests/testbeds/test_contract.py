@@ -28,6 +28,7 @@ from harness.testbed import Outcome
 from results import idle
 from results.checks import violations
 from results.store import Store
+from testbeds.docker.access import connect
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DEVICES = ("device-0", "device-1")
@@ -60,7 +61,21 @@ class Bed:
     missing: Callable[[], str] = lambda: ""
 
 
-BEDS = {"local": Bed({"name": "local", "preflight": False, "hang_s": 1.0})}
+def no_engine() -> str:
+    """Return why there are no containers here."""
+    try:
+        connect().close()
+    except AmmeterError as error:
+        return str(error)
+    return ""
+
+
+BEDS = {
+    "local": Bed({"name": "local", "preflight": False, "hang_s": 1.0}),
+    "docker": Bed(
+        {"name": "docker", "compute": "native", "shaped": False, "preflight": False, "hang_s": 1.0}, missing=no_engine
+    ),
+}
 
 
 def parsed(bed: str, method: dict[str, Any], **changes: Any) -> experiment.RunSpec:

@@ -236,7 +236,7 @@ def test_results_are_those_on_containers_of_its_own_to_the_bit(
 def test_quotas_and_shaping_are_gone_after_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     async def at_once(measure: Any, grant: Any, cpus: float, most: float, target_s: float) -> Calibrated:  # noqa: ARG001
         await grant(0.4)
-        return Calibrated(0.4, target_s, await measure(), 0)
+        return Calibrated(0.4, target_s, (await measure(1))[0], 0)
 
     monkeypatch.setattr(emulator, "calibrate", at_once)  # which may take a minute on a busy host
     outcome = execute(spec(**QUOTA), Recorder(None))
