@@ -176,6 +176,8 @@ class Session:
         clock = self._clock = RunClock(job.dilation)
         self._load = workload(spec, nodes, root)
         give_back_freed_memory()
+        if not job.recording:
+            self._rows.record_nothing()
         keep_freed_memory()  # not before: what loading needed for a moment goes back
         self._run_role = role(spec, self._load, nodes.role(place.name))
         driver = self._driver = WallDriver(place.name, number, len(nodes.names), clock, self._rows)
@@ -307,8 +309,6 @@ class Session:
 
     def _send_rows(self) -> None:
         names, tables = self._rows.take()
-        if not self._job.recording:
-            tables = {}
         if names:
             self._connection.send("names", names=names)
         for table, data in tables.items():

@@ -22,7 +22,7 @@ DEFAULT_PERIOD_S = 0.1
 SHORTEST_PERIOD_S = 0.005  # below it, switching costs and the scheduler's tick (1 to 4 ms) blur what is granted
 LONGEST_PERIOD_S = 1.0  # the kernel's bound
 LEAST_QUOTA_S = 0.001  # the kernel's bound
-PERIODS_PER_STEP = 20
+PERIODS_PER_STEP = 5
 LEAST_MEMORY_BYTES = 6 * 2**20  # the engine's bound
 _NO_QUOTA = -1
 _NO_MEMORY_LIMIT = 2**62  # the engine cannot lift a limit, only raise it
@@ -68,9 +68,10 @@ class Limits:
 
 
 def period_s(cpus: float, step_s: float | None = None) -> float:
-    """Return the quota period, seconds, for steps that take `step_s`: a step spans twenty where that is sensible.
+    """Return the quota period, seconds, for steps that take `step_s`: a step spans five where that is sensible.
 
-    It ends somewhere within its last period, which blurs it by up to one. At most the default of 100 ms, at least 5 ms,
+    More would make it even, but every stop costs the caches: under a tenth of a core a step of 30 ms took 35 to 60 ms
+    of processor time with ten periods, 40 with five (tests/bench/real.py). At most the default of 100 ms, at least 5 ms,
     and long enough for the kernel's least quota of 1 ms.
 
     Args:

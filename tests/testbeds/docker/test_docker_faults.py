@@ -1,4 +1,4 @@
-"""What dies, freezes, is unplugged or outgrows its memory in containers; the other faults: tests/testbeds/test_faults.py."""
+"""What dies, freezes, is unplugged or outgrows its memory in containers; others: tests/testbeds/test_faults.py."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from faulty_beds import BASE, PATIENCE_S, Docker, opened, until
 from harness import record
 from harness.errors import PeerLost
 from results.store import state
+from testbeds._wall.ownership import FOLDERS
 from testbeds.docker import leftovers
 
 pytestmark = pytest.mark.slow
 
+LONG: dict[str, Any] = {"name": "fedavg", "training": {"rounds": 1000}}
 TWO: dict[str, Any] = {"devices": [{"profile": "rpi-4-4g", "count": 2}]}
 
 
@@ -41,12 +43,12 @@ def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Docker]:
         before = bed.left()
         yield bed
         assert [name for name in bed.left() if name not in before] == []
-    assert list(folder.iterdir()) == []
+    assert list(folder.glob(FOLDERS)) == []
 
 
 @pytest.mark.parametrize("victim", ["device-1", "server"])
 def test_a_container_that_is_killed_ends_the_run_named_and_the_rows_are_kept(bed: Docker, victim: str) -> None:
-    folder = bed.start("fedavg", **TWO)
+    folder = bed.start(LONG, **TWO)
     bed.until_at(1.5)
     bed.kill(victim)
     error = bed.fails()
@@ -58,7 +60,7 @@ def test_a_container_that_is_killed_ends_the_run_named_and_the_rows_are_kept(bed
 
 
 def test_the_run_goes_on_without_a_device_that_freezes(bed: Docker) -> None:
-    bed.start("fedavg", on_loss="continue", **TWO)
+    bed.start(LONG, on_loss="continue", **TWO)
     bed.until_at(1.0)
     thaw = bed.freeze("device-1")
     bed.until_at(5.0)
@@ -70,7 +72,7 @@ def test_the_run_goes_on_without_a_device_that_freezes(bed: Docker) -> None:
 
 
 def test_a_device_that_is_killed_comes_back(bed: Docker) -> None:
-    bed.start("fedavg", on_loss="rejoin", **TWO)
+    bed.start(LONG, on_loss="rejoin", **TWO)
     bed.until_at(1.0)
     bed.kill("device-0")
     marks = bed.end().table("mark")
@@ -82,7 +84,7 @@ def test_a_device_that_is_killed_comes_back(bed: Docker) -> None:
 
 
 def test_a_device_that_is_unplugged_is_lost(bed: Docker) -> None:
-    bed.start("fedavg", on_loss="continue", **TWO)
+    bed.start(LONG, on_loss="continue", **TWO)
     bed.until_at(1.0)
     bed.cut_link("device-1")
     run = bed.end()
@@ -92,8 +94,8 @@ def test_a_device_that_is_unplugged_is_lost(bed: Docker) -> None:
 
 
 def test_what_does_not_fit_the_memory_is_said_so(bed: Docker) -> None:
-    folder = bed.start("fedavg", **TWO)
-    bed.until_at(1.0)
+    folder = bed.start({"name": str(Path(__file__).parents[2] / "support" / "hungry.py"), "who": "device-1"}, **TWO)
+    bed.until_at(0.3)
     bed.fill_memory("device-1")
     error = bed.fails()
     assert "device-1" in str(error)
@@ -102,7 +104,7 @@ def test_what_does_not_fit_the_memory_is_said_so(bed: Docker) -> None:
 
 
 def test_a_killed_controller_leaves_what_clean_removes(bed: Docker, tmp_path: Path) -> None:
-    data = {**BASE, "methods": ["fedavg"], "testbed": {**BASE["testbed"], **Docker.section, **TWO}}
+    data = {**BASE, "methods": [LONG], "testbed": {**BASE["testbed"], **Docker.section, **TWO}}
     (tmp_path / "faults.yaml").write_text(yaml.safe_dump(data))
     command = [sys.executable, "-m", "harness.cli.main", "run", "faults.yaml", "--runs", "runs", "--no-figures"]
     environment = {**os.environ, "TMPDIR": tempfile.gettempdir(), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -22,15 +22,15 @@ MIB = 2**20
     ("cpus", "step_s", "period"),
     [
         (0.5, None, 0.1),  # nothing known: the kernel's usual period
-        (0.5, 4.0, 0.1),  # a twentieth of the step would be 200 ms
-        (0.5, 0.2, 0.01),  # twenty periods a step
+        (0.5, 4.0, 0.1),  # a fifth of the step would be 800 ms
+        (0.5, 0.2, 0.04),  # five periods a step
         (0.5, 0.01, 0.005),  # the shortest sensible
         (0.05, 0.01, 0.02),  # the least quota of 1 ms
         (0.002, None, 0.5),  # the same, beyond the usual period
-        (4.0, 0.5, 0.025),
+        (4.0, 0.4, 0.08),
     ],
 )
-def test_a_step_spans_twenty_periods_within_the_kernels_bounds(cpus: float, step_s: float | None, period: float) -> None:
+def test_a_step_spans_five_periods_within_the_kernels_bounds(cpus: float, step_s: float | None, period: float) -> None:
     assert period_s(cpus, step_s) == pytest.approx(period)
     Limits(cpus=cpus, cores=4, period_s=period_s(cpus, step_s))  # and is one that limits accept
 
