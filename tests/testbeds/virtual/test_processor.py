@@ -110,7 +110,6 @@ def test_a_queued_computation_that_another_activity_awaits_is_run_all_the_same()
     assert got == [None]
 
 
-
 def test_the_queue_goes_on_after_an_error():
     async def worker(node: Node) -> None:
         await node.compute(burn, 2)
