@@ -178,7 +178,7 @@ def report() -> str:
             *lines,
             "",
             f"Round trips of {SMALL_BYTES} bytes, medians. A link that was idle lets them pass at once "
-            "(two packets of credit).",
+            "(one packet of credit).",
             "",
             *trips,
             "",
