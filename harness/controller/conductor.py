@@ -267,7 +267,8 @@ class Conductor:
             course.over.set()
 
     def _unreachable(self, member: Member, note: Note) -> None:
-        self._tasks.keep(self._losses.unreachable(member, note.get("peer", str), note.get("why", str)))
+        peer, incarnation, why = note.get("peer", str), note.get("incarnation", int), note.get("why", str)
+        self._tasks.keep(self._losses.unreachable(member, peer, incarnation, why))
 
     def _failed(self, member: Member, note: Note) -> None:
         error = as_error(member, note)

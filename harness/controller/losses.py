@@ -107,14 +107,16 @@ class Losses:
             if other is not member and other.introduced:
                 other.send(kind, name=member.name, **fields)
 
-    async def unreachable(self, member: Member, peer: str, why: str) -> None:
-        """A node has lost a peer; see who is to blame."""
+    async def unreachable(self, member: Member, peer: str, incarnation: int, why: str) -> None:
+        """A node has lost a life of a peer; see who is to blame."""
         other = self._members.get(peer)
-        lives = [each.incarnation for each in (member, other) if each is not None]
+        if other is None or other.incarnation != incarnation:
+            return  # of an earlier life, which is lost already
+        lives = [each.incarnation for each in (member, other)]
         await asyncio.sleep(_DYING_S)
-        if lives != [each.incarnation for each in (member, other) if each is not None]:
+        if lives != [each.incarnation for each in (member, other)]:
             return  # it was lost, and is back already
-        if self._course.phase != Phase.RUNNING or other is None or not other.present or not member.present:
+        if self._course.phase != Phase.RUNNING or not other.present or not member.present:
             return
         if {peer, member.name} & self._emulator.gone().keys():
             return

@@ -194,7 +194,7 @@ class Session:
             backlog_bytes=job.backlog_bytes,
             stall_s=job.stall_s,
             deliver=driver.deliver,
-            unreachable=lambda peer, why: self._connection.send("unreachable", peer=peer, why=why),
+            unreachable=self._say_unreachable,
             failed=driver.fail,
             stranger=lambda what: self._connection.send("stranger", what=what),
         )
@@ -205,6 +205,11 @@ class Session:
         driver.node.incarnation = incarnation
         self._rehearsal = Rehearsal(self._load)
         self._keep(self._prepare())
+
+    def _say_unreachable(self, peer: str, why: str) -> None:
+        """Say which life of a peer cannot be reached: it may have another one by the time this is heard."""
+        incarnation = self._network.peers[peer].incarnation
+        self._connection.send("unreachable", peer=peer, incarnation=incarnation, why=why)
 
     async def _prepare(self) -> None:
         loop = asyncio.get_running_loop()

@@ -337,6 +337,7 @@ import os, signal, sys, time
 from pathlib import Path
 from fake_nvml import FakeGpu, FakeNvml
 from testbeds.docker.gpu import GpuShare, GpuThrottle
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 nvml = FakeNvml([FakeGpu(), FakeGpu()], hardware=Path(sys.argv[1]))
 shares = {"device-0": GpuShare(clock_mhz=600), "device-1": GpuShare(index=1, memory_clock_mhz=1215)}
 throttle = GpuThrottle(shares, nvml, Path(sys.argv[2]))
