@@ -219,7 +219,7 @@ def test_one_that_is_coming_back_learns_who_is_lost_meanwhile():
 def test_a_lost_link_is_the_devices():
     async def whole() -> None:
         scene = Scene(on_loss="continue")
-        await scene.losses.unreachable(scene["server"], "device-2", "no answer")
+        await scene.losses.unreachable(scene["server"], "device-2", scene["device-2"].incarnation, "no answer")
         await scene.runs()
         (loss,) = scene.losses.found
         assert (loss["node"], loss["why"]) == ("device-2", "cannot be reached (no answer)")
@@ -227,20 +227,22 @@ def test_a_lost_link_is_the_devices():
     asyncio.run(whole())
 
 
-@pytest.mark.parametrize("why_not", ["dead", "judged", "over", "a stranger"])
+@pytest.mark.parametrize("why_not", ["dead", "judged", "over", "a stranger", "an earlier life"])
 def test_a_lost_link_is_no_news_when_its_cause_is_known(why_not: str):
     async def whole() -> None:
         scene = Scene(on_loss="continue")
-        peer = "device-2"
+        peer, life = "device-2", scene["device-2"].incarnation
         if why_not == "dead":
             scene.emulator.dead["device-2"] = "was killed by SIGKILL"
         elif why_not == "judged":
             scene["device-2"].present = False
         elif why_not == "over":
             scene.course.reach(Phase.STOPPING)
+        elif why_not == "an earlier life":
+            scene["device-2"].incarnation += 1
         else:
             peer = "device-17"
-        await scene.losses.unreachable(scene["server"], peer, "no answer")
+        await scene.losses.unreachable(scene["server"], peer, life, "no answer")
         assert scene.losses.found == []
 
     asyncio.run(whole())
