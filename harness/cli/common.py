@@ -10,6 +10,18 @@ from harness.errors import ConfigError
 from results import FORMATS, store
 
 
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """-s KEY=VALUE: what differs from an experiment's file."""
+    parser.add_argument(
+        "-s",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override, e.g. training.rounds=3 or testbed.devices.0.count=3",
+    )
+
+
 def add_runs_folder(parser: argparse.ArgumentParser) -> None:
     """--runs: the folder of all runs."""
     parser.add_argument(

@@ -21,14 +21,7 @@ HELP = "run an experiment, print the comparison, draw the figures"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", help="a YAML file, or a shipped experiment's name")
-    parser.add_argument(
-        "-s",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override, e.g. training.rounds=3",
-    )
+    common.add_overrides(parser)
     parser.add_argument(
         "--jobs",
         type=int,

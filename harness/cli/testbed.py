@@ -25,14 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     up = actions.add_parser("up", help="make an experiment's nodes, and keep them for its runs")
     up.add_argument("experiment", help="a YAML file, or a shipped experiment's name; its first run's nodes are made")
-    up.add_argument(
-        "-s",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override, e.g. testbed.devices.0.count=3",
-    )
+    common.add_overrides(up)
     up.add_argument("--name", help="what to call it (default: as the experiment)")
     common.add_data_folder(up)
     common.add_format(up)

@@ -34,14 +34,7 @@ KNOWN_SHARE = 0.95
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiment", help="a YAML file, or a shipped experiment's name")
-    parser.add_argument(
-        "-s",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override, e.g. training.rounds=3",
-    )
+    common.add_overrides(parser)
     parser.add_argument(
         "--prices",
         choices=("rehearsal", "profile"),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from harness.controller.emulator import Target
 from harness.cost.trace import trace
+from harness.cost.work import Work
 from harness.experiment import RunSpec
-from harness.run import workload
 from harness.task.task import Piece, Workload
 from harness.topology import Topology
 from testbeds._fleet.config import Fleet
@@ -16,16 +15,14 @@ from testbeds._fleet.links import NodeLink
 from testbeds._wall.pace import pace
 
 
-def targets(
-    spec: RunSpec, nodes: Topology, links: dict[str, NodeLink], priced: bool, data_root: Path | None
-) -> dict[str, Target]:
+def targets(spec: RunSpec, nodes: Topology, links: dict[str, NodeLink], priced: bool) -> dict[str, Target]:
     """Return the target of each node.
 
     Args:
         priced: steps take as long as on the boards; else however long they take.
     """
     assert isinstance(spec.bed, Fleet)
-    work, samples = _step(workload(spec, nodes, data_root)) if priced else (None, 0)
+    work, samples = _step(spec, nodes) if priced else (None, 0)
     found = {}
     for name, link in links.items():
         step_s = None if work is None else pace(spec.bed, nodes, name)(work, samples)
@@ -39,8 +36,9 @@ def real_steps(found: Mapping[str, Target], dilation: float) -> dict[str, float]
     return {name: target.step_s * dilation for name, target in found.items() if target.step_s is not None}
 
 
-def _step(load: Workload):  # type: ignore[no-untyped-def]
-    shapes = Workload(load.config, load.training, load.seed, load.devices, timing=True, data_root=None)
-    batch = next(shapes.shard(0).epoch(0))
-    _, work = trace(shapes.trainer(Piece()).step, (batch,))
+def _step(spec: RunSpec, nodes: Topology) -> tuple[Work, int]:
+    """Return the work and the samples of a step: from shapes alone, no data is read."""
+    load = Workload(spec.task, spec.training, spec.seed, len(nodes.devices), timing=True, data_root=None)
+    batch = next(load.shard(0).epoch(0))
+    _, work = trace(load.trainer(Piece()).step, (batch,))
     return work, batch.samples

@@ -38,5 +38,5 @@ def check(config: Config, where: str, data_root: Path | None = None) -> None:
     if config.edges is not None and config.shaped:
         raise ConfigError(
             f"{where}.edges: a container has one shaped link, and an edge needs two, to the server and to its devices; "
-            "say `shaped: false`, or use the local testbed, which limits each path"
+            "say `shaped: false`"
         )

@@ -48,7 +48,7 @@ class DockerEmulator:
             self._links = node_links(bed, nodes, spec.seed, data_root)
         self._boards = boards(bed, nodes)
         self._threads = bed.threads_of(nodes)
-        self._targets = targets(spec, nodes, self._links, bed.compute != "native", data_root)
+        self._targets = targets(spec, nodes, self._links, bed.compute != "native")
         self._engine = engine or Engine(f"{spec.id[:6]}-{secrets.token_hex(3)}", bed.image)
         self._keys = folder
         self._cpusets = cpusets(dict(self._threads), host_cores()) if bed.compute == "native" else {}

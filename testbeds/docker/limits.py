@@ -70,9 +70,8 @@ class Limits:
 def period_s(cpus: float, step_s: float | None = None) -> float:
     """Return the quota period, seconds, for steps that take `step_s`: a step spans five where that is sensible.
 
-    More would make it even, but every stop costs the caches: under a tenth of a core a step of 30 ms took 35 to 60 ms
-    of processor time with ten periods, 40 with five (tests/bench/real.py). At most the default of 100 ms, at least
-    5 ms, and long enough for the kernel's least quota of 1 ms.
+    More would make it even, but every stop costs the caches. At most the default of 100 ms, at least 5 ms, and long
+    enough for the kernel's least quota of 1 ms.
 
     Args:
         cpus: processors' worth of time granted.

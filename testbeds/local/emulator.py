@@ -37,7 +37,7 @@ class LocalEmulator:
         self._links = (
             node_links(bed, nodes, spec.seed, data_root) if bed.shaped else dict.fromkeys(nodes.names, NodeLink())
         )
-        self._targets = targets(spec, nodes, self._links, bed.compute == "paced", data_root)
+        self._targets = targets(spec, nodes, self._links, bed.compute == "paced")
         self._room = Room(real_steps(self._targets, bed.dilation), bed.threads_of(nodes), bed.dilation)
         self._processes = Processes(folder)
 

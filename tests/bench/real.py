@@ -141,7 +141,7 @@ def _quota(host_s: float, share: float) -> dict[str, Any]:
     bed = {"name": "docker", "compute": "quota", "shaped": False, "preflight": False, **_FREE}
     spec = _spec(bed, "fedavg", model=MODEL, local_steps=1)
     nodes = topology(spec.bed)  # type: ignore[arg-type]
-    target = targets(spec, nodes, {"device-0": NodeLink()}, True, None)["device-0"].step_s
+    target = targets(spec, nodes, {"device-0": NodeLink()}, True)["device-0"].step_s
     assert target is not None
     return {**bed, "dilation": max(1.0, host_s / share / target)}
 

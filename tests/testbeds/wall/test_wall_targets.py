@@ -44,7 +44,7 @@ def test_a_step_takes_what_the_virtual_clock_charges_for_it():
     made = spec("local")
     assert isinstance(made.bed, local.Config)
     nodes = topology(made.bed)
-    found = targets(made, nodes, node_links(made.bed, nodes, made.seed), True, None)
+    found = targets(made, nodes, node_links(made.bed, nodes, made.seed), True)
     recorder = Recorder()
     execute(spec("virtual"), recorder)
     names = recorder.names
@@ -63,7 +63,7 @@ def test_links_are_those_of_the_networks_and_native_steps_take_what_they_take():
     made = spec("local")
     assert isinstance(made.bed, local.Config)
     nodes = topology(made.bed)
-    found = targets(made, nodes, node_links(made.bed, nodes, made.seed), False, None)
+    found = targets(made, nodes, node_links(made.bed, nodes, made.seed), False)
     assert (found["device-0"].up_bps, found["device-0"].down_bps, found["device-0"].latency_s) == (1e6, 3e6, 0.003)
     assert (found["device-1"].up_bps, found["device-1"].down_bps, found["device-1"].latency_s) == (5e6, None, 0.02)
     assert {target.step_s for target in found.values()} == {None}
